@@ -1,0 +1,63 @@
+# Everything a clone needs, and nothing else installed by hand. `make` alone lists the targets.
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# The Python that the environment is made from: `make PYTHON=python3.12 setup`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The file that says: installed, and with these versions.
+READY := $(VENV)/.installed
+DEMO := build/demo
+
+.PHONY: help setup demo test lint types docs changelog bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+setup: $(READY) ## Make .venv with engram and all that its tests need
+
+$(READY): pyproject.toml constraints.txt tools/mend_torchaudio.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	    "Engram needs Python 3.11 or newer, not " + sys.version.split()[0] + ". Use make PYTHON=python3.11 ...")'
+	@echo "Installing what constraints.txt names into $(VENV): some minutes, once."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet \
+	    -c constraints.txt -e '.[eeg,torch,hdf5,cluster,report,dev]'
+	$(BIN)/python tools/mend_torchaudio.py
+	@touch $@
+
+demo: setup ## The main job end to end on a generated corpus: generate, prepare, inspect, verify
+	rm -rf $(DEMO)
+	$(BIN)/engram generate $(DEMO)/corpus --subjects 3
+	$(BIN)/engram prepare $(DEMO)/corpus $(DEMO)/store --high-pass 0.5 --memory 1GB
+	$(BIN)/engram inspect $(DEMO)/store
+	$(BIN)/engram verify $(DEMO)/store
+
+test: setup ## All tests, the docstrings' examples and the documentation's code
+	$(BIN)/python -m pytest
+
+lint: setup ## Style, and which room may import which
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-logo
+
+types: setup ## mypy, strict
+	$(BIN)/mypy
+
+docs: setup ## Build the documentation into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+changelog: setup ## Show what the next release will say; a development version says something
+	@mkdir -p build
+	$(BIN)/towncrier build --draft --version unreleased | tee build/changelog.md
+	@if grep -q 'No significant changes' build/changelog.md && grep -q '__version__ = .*dev' src/engram/__init__.py; \
+	then echo "No file in changes/ says what changed: see changes/README.md." >&2; exit 1; fi
+
+bench: setup ## Measure, side by side with the peers (minutes)
+	for script in benchmarks/*.py; do $(BIN)/python "$$script"; done
+
+clean: ## Remove everything that was made, the environment too
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,1 @@
+"""prepare: recordings and steps become a store, once."""

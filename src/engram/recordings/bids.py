@@ -1,0 +1,408 @@
+"""Recordings of a BIDS dataset, or of a folder of them (one per release).
+
+This module decides what a BIDS folder says about a recording: its entities, the columns of
+participants.tsv, its release, its events and the types of its channels. Listing reads
+folders and participants.tsv only. How the signal is read is left to ``mne_raw.py``.
+
+It reads the sidecars that lie beside a recording under the same entities; it does not
+inherit events.tsv or channels.tsv from a folder above, and leaves electrodes.tsv alone,
+whose coordinates are in one of many frames.
+
+References
+----------
+https://bids-specification.readthedocs.io/en/stable/modality-specific-files/electroencephalography.html
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engram.errors import InputError, SourceError
+from engram.recordings.mne_raw import (
+    Folder,
+    RawRecording,
+    first_part,
+    format_of,
+    make_entry,
+    open_raw,
+)
+from engram.recordings.recording import Entry, Events, Field, Refusal
+
+if TYPE_CHECKING:
+    from mne.io import BaseRaw
+
+__all__ = ["BidsSource"]
+
+_LOG = logging.getLogger(__name__)
+
+N_MINI = 20
+"""Subjects per release of ``mini``, as many as the mini releases of HBN-EEG hold."""
+
+_ENTITY_NAMES = {"sub": "subject", "ses": "session"}
+"""Entities whose field has a longer name; the others are named as in the file."""
+
+_RELEASE = re.compile(r"(?:^|[_-])(R[0-9]+)(?:[_-]|$)")
+"""Folder names such as R5, R5_L100_bdf, R5_mini_L100_bdf and cmi_bids_R5."""
+
+_SIDECARS = ("_events.tsv", "_channels.tsv")
+
+_MNE_TYPES = {
+    "EEG": "eeg",
+    "EOG": "eog",
+    "VEOG": "eog",
+    "HEOG": "eog",
+    "ECG": "ecg",
+    "EMG": "emg",
+    "ECOG": "ecog",
+    "SEEG": "seeg",
+    "DBS": "dbs",
+    "TRIG": "stim",
+    "RESP": "resp",
+    "GSR": "gsr",
+    "TEMP": "temperature",
+    "EYEGAZE": "eyegaze",
+    "PUPIL": "pupil",
+}
+"""MNE's type for BIDS's, as MNE-BIDS 0.19 maps them; all others become ``misc``."""
+
+
+@dataclass(frozen=True, slots=True)
+class BidsSource:
+    """EEG (or iEEG, or MEG) recordings of one BIDS dataset, or of several in one folder.
+
+    Every filter takes one value or several, without the entity's prefix ("rest", not
+    "task-rest"); None takes all.
+
+    Raises
+    ------
+    InputError
+        On listing: if there is no dataset here, a filter names what is not there, or two
+        recordings have the same entities.
+
+    Examples
+    --------
+    >>> source = BidsSource(Path("HBN"), tasks="contrastChangeDetection", releases=["R1", "R2"])
+    >>> source.releases
+    ['R1', 'R2']
+    """
+
+    root: Path
+    """The folder with dataset_description.json, or the folder above several of those."""
+    subjects: int | str | Sequence[str] | None = None
+    """Labels; or how many of the sorted subjects that have a recording left by the other filters."""
+    sessions: str | Sequence[str] | None = None
+    """Labels of sessions."""
+    tasks: str | Sequence[str] | None = None
+    """Labels of tasks."""
+    runs: int | str | Sequence[int | str] | None = None
+    """Numbers of runs; 1 and "01" are the same."""
+    releases: str | Sequence[str] | None = None
+    """Names of releases, such as "R5"."""
+    datatype: str = "eeg"
+    """Folder and suffix of the recordings: "eeg", "ieeg" or "meg"."""
+    mini: bool = False
+    """Only the first 20 subjects of each release, in sorted order, for a first try.
+
+    These are not the 20 of HBN-EEG's own mini releases; to get those, take the mini folders.
+    """
+
+    def entries(self) -> tuple[Entry, ...]:
+        """List the recordings, sorted by id, without opening a signal file or a sidecar."""
+        return self._listing().entries
+
+    def refusals(self) -> tuple[Refusal, ...]:
+        """List recordings of unknown formats or without all their files."""
+        return self._listing().refusals
+
+    def open(self, entry: Entry) -> RawRecording:
+        """Open a recording, with types and bad channels from channels.tsv and events from events.tsv.
+
+        Rows of events.tsv whose onset is n/a are left out with a line in the log.
+
+        Raises
+        ------
+        SourceError
+            If the signal, or a table beside it, cannot be read.
+        """
+        raw = open_raw(entry.files[0].path)
+        tables = {file.path.name.rpartition("_")[2]: file.path for file in entry.files[1:]}
+        if "channels.tsv" in tables:
+            _apply_channels(raw, tables["channels.tsv"])
+        events = _read_events(tables["events.tsv"]) if "events.tsv" in tables else None
+        return RawRecording(raw, events)
+
+    def _listing(self) -> _Listing:
+        found = [each for root in _roots(Path(self.root)) for each in _walk(root, self.datatype)]
+        if not found:
+            raise InputError(
+                f"There is no {self.datatype} recording in {self.root}. Name a dataset with sub-* folders."
+            )
+        if self.mini:
+            found = _of_first_subjects(found, N_MINI)
+        for name, wanted in self._filters().items():
+            found = _matching(found, name, wanted)
+        if isinstance(self.subjects, int):
+            labels = sorted({str(each.fields["subject"]) for each in found})
+            found = _matching(found, "subject", set(labels[: self.subjects]))
+        return _sorted(found)
+
+    def _filters(self) -> dict[str, set[str]]:
+        given = {
+            "release": self.releases,
+            "subject": None if isinstance(self.subjects, int) else self.subjects,
+            "session": self.sessions,
+            "task": self.tasks,
+            "run": self.runs,
+        }
+        return {
+            name: {_comparable(name, value) for value in _several(values)}
+            for name, values in given.items()
+            if values is not None
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """One recording in the folder, usable or not, with the fields to filter by."""
+
+    fields: Mapping[str, Field]
+    item: Entry | Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    entries: tuple[Entry, ...]
+    refusals: tuple[Refusal, ...]
+
+
+def _sorted(found: Sequence[_Found]) -> _Listing:
+    entries: dict[str, Entry] = {}
+    for entry in sorted((each.item for each in found if isinstance(each.item, Entry)), key=lambda e: e.id):
+        other = entries.setdefault(entry.id, entry)
+        if other is not entry:
+            raise InputError(
+                f"{other.files[0].path} and {entry.files[0].path} are both {entry.id}. Leave one of them out."
+            )
+    refusals = [each.item for each in found if isinstance(each.item, Refusal)]
+    return _Listing(tuple(entries.values()), tuple(sorted(refusals, key=lambda r: r.id)))
+
+
+def _several(values: int | str | Sequence[int | str]) -> Sequence[int | str]:
+    return [values] if isinstance(values, int | str) else values
+
+
+def _comparable(name: str, value: Field) -> str:
+    text = str(value)
+    return str(int(text)) if name == "run" and text.isdecimal() else text
+
+
+def _matching(found: Sequence[_Found], name: str, wanted: set[str]) -> list[_Found]:
+    labels = [_comparable(name, each.fields.get(name, "")) for each in found]
+    if missing := sorted(wanted - set(labels)):
+        there = ", ".join(sorted(set(labels) - {""})[:20])
+        raise InputError(
+            f"There is no {name} {missing[0]!r} among these recordings. "
+            f"{f'Use one of: {there}' if there else 'Leave this filter out'}."
+        )
+    return [each for each, label in zip(found, labels, strict=True) if label in wanted]
+
+
+def _of_first_subjects(found: Sequence[_Found], n_subjects: int) -> list[_Found]:
+    subjects: dict[Field, set[str]] = {}
+    for each in found:
+        subjects.setdefault(each.fields.get("release", ""), set()).add(str(each.fields["subject"]))
+    first = {release: set(sorted(labels)[:n_subjects]) for release, labels in subjects.items()}
+    return [each for each in found if each.fields["subject"] in first[each.fields.get("release", "")]]
+
+
+# -- listing -----------------------------------------------------------------------------
+
+
+def _roots(root: Path) -> list[Path]:
+    """Find the datasets: this folder, or the folders in it."""
+    if not root.is_dir():
+        raise InputError(f"{root} is no folder. Name a folder with dataset_description.json.")
+    if (root / "dataset_description.json").is_file():
+        return [root]
+    names = Folder.at(root).folders
+    roots = [root / name for name in names if (root / name / "dataset_description.json").is_file()]
+    if not roots:
+        raise InputError(
+            f"Neither {root} nor a folder in it has dataset_description.json. Name the root of a dataset."
+        )
+    return roots
+
+
+def _walk(root: Path, datatype: str) -> Iterator[_Found]:
+    people = _read_participants(root / "participants.tsv")
+    release = _release_of(root)
+    for subject in Folder.at(root).folders:
+        if not subject.startswith("sub-"):
+            continue
+        columns = {**release, **people.get(subject.removeprefix("sub-"), {})}
+        inner = Folder.at(root / subject)
+        sessions = [Folder.at(inner.path / name) for name in inner.folders if name.startswith("ses-")]
+        for folder in (inner, *sessions):
+            if datatype in folder.folders:
+                yield from _recordings(Folder.at(folder.path / datatype), columns)
+
+
+def _recordings(folder: Folder, columns: Mapping[str, Field]) -> Iterator[_Found]:
+    suffix = f"_{folder.path.name}"
+    names = [name for name in (*folder.sizes, *folder.folders) if Path(name).stem.endswith(suffix)]
+    usable = {_entities_text(name, suffix) for name in names if format_of(name)}
+    for name in names:
+        recording_id = _entities_text(name, suffix)
+        companion = format_of(name) is None and recording_id in usable
+        if companion or first_part(name) in folder.sizes or name.endswith((".json", ".tsv")):
+            continue
+        fields = {**columns, **_entity_fields(recording_id)}
+        sidecars = [recording_id + end for end in _SIDECARS if recording_id + end in folder.sizes]
+        try:
+            yield _Found(fields, make_entry(recording_id, folder, name, fields, sidecars))
+        except SourceError as error:
+            yield _Found(fields, Refusal(recording_id, "files", str(error)))
+
+
+def _entities_text(name: str, suffix: str) -> str:
+    stem = Path(name).stem.removesuffix(suffix)
+    return re.sub(r"_split-[0-9]+(?=_|$)", "", stem)
+
+
+def _entity_fields(recording_id: str) -> dict[str, Field]:
+    pairs = [part.partition("-") for part in recording_id.split("_")]
+    return {_ENTITY_NAMES.get(key, key): value for key, dash, value in pairs if dash}
+
+
+def _release_of(root: Path) -> dict[str, Field]:
+    """Read the release off the folder's name, or the name of the folder above."""
+    place = root.resolve()
+    match = _RELEASE.search(place.name) or _RELEASE.search(place.parent.name)
+    return {"release": match[1]} if match else {}
+
+
+def _read_participants(path: Path) -> dict[str, dict[str, Field]]:
+    """Read participants.tsv: all columns as text, n/a left out, release_number also as release."""
+    if not path.is_file():
+        return {}
+    try:
+        table = _read_table(path)
+    except SourceError as error:
+        raise InputError(str(error)) from error
+    people: dict[str, dict[str, Field]] = {}
+    for row in _rows(table):
+        label = (row.pop("participant_id", None) or "").removeprefix("sub-")
+        if not label or label in people:
+            raise InputError(f"{path} names participant {label!r} twice or not at all. Give each one row.")
+        fields: dict[str, Field] = {name: value for name, value in row.items() if value is not None}
+        if "release_number" in fields:
+            fields["release"] = fields["release_number"]
+        people[label] = fields
+    return people
+
+
+# -- tables ------------------------------------------------------------------------------
+
+_Table = dict[str, list[str | None]]
+
+
+def _read_table(path: Path) -> _Table:
+    """Read a BIDS table as columns of text; ``n/a`` and empty cells are None.
+
+    BIDS tables are UTF-8, separated by tabs, without quotes; some begin with a byte order mark.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path.name} cannot be read ({type(error).__name__}). Fetch it again.") from error
+    rows = [[cell.strip() for cell in line.split("\t")] for line in lines if line.strip()]
+    names = rows[0] if rows else []
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(names) or len(set(names)) != len(names):
+            raise SourceError(
+                f"{path.name} has {len(row)} cells in row {number} for {len(set(names))} named columns. "
+                "Mend the table, or fetch it again."
+            )
+    if not names:
+        raise SourceError(f"{path.name} is empty, without even the names of its columns. Fetch it again.")
+    return {
+        name: [None if row[i] in {"n/a", ""} else row[i] for row in rows[1:]] for i, name in enumerate(names)
+    }
+
+
+def _rows(table: _Table) -> list[dict[str, str | None]]:
+    return [dict(zip(table, cells, strict=True)) for cells in zip(*table.values(), strict=True)]
+
+
+def _read_events(path: Path) -> Events:
+    """Read events.tsv with all its columns, sorted by onset.
+
+    The description is ``trial_type``, where that is n/a ``value``, where both are ``event``.
+    """
+    table = _read_table(path)
+    if "onset" not in table:
+        raise SourceError(f"{path.name} has no column onset, only {', '.join(table)}. Mend the table.")
+    onsets = [_seconds(text, "onset", path) for text in table["onset"]]
+    if missing := [number for number, onset in enumerate(onsets, 2) if onset is None]:
+        _LOG.warning(
+            "%s: %d events without an onset are left out (rows %s)", path.name, len(missing), missing
+        )
+    placed = sorted((onset, row) for row, onset in enumerate(onsets) if onset is not None)
+    order = [row for _, row in placed]
+    nothing: list[str | None] = [None] * len(onsets)
+    kinds, values = table.get("trial_type", nothing), table.get("value", nothing)
+    durations = table.get("duration", nothing)
+    shown = {"onset", "duration", "trial_type" if "trial_type" in table else "value"}
+    return Events(
+        onset_s=tuple(onset for onset, _ in placed),
+        duration_s=tuple(_seconds(durations[row], "duration", path) or 0.0 for row in order),
+        description=tuple(kinds[row] or values[row] or "event" for row in order),
+        extras={
+            name: tuple(column[row] for row in order) for name, column in table.items() if name not in shown
+        },
+    )
+
+
+def _seconds(text: str | None, column: str, path: Path) -> float | None:
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise SourceError(
+            f"{path.name} has {text!r} in column {column}, which is no number. Mend the table."
+        ) from None
+    if math.isinf(seconds):
+        raise SourceError(f"{path.name} has {text!r} in column {column}. Mend the table.")
+    return None if math.isnan(seconds) else seconds
+
+
+def _apply_channels(raw: BaseRaw, path: Path) -> None:
+    """Set types and bad channels as channels.tsv says; MEG types, finer than BIDS's, stay MNE's."""
+    table = _read_table(path)
+    if "name" not in table:
+        raise SourceError(f"{path.name} has no column name, only {', '.join(table)}. Mend the table.")
+    names = table["name"]
+    if unknown := sorted({str(name) for name in names} - set(raw.ch_names)):
+        _LOG.warning(
+            "%s: %d of %d channels are not in the recording: %s",
+            path.name,
+            len(unknown),
+            len(names),
+            ", ".join(unknown[:10]),
+        )
+    rows = [row for row in _rows(table) if row["name"] in raw.ch_names]
+    types = {
+        row["name"]: _MNE_TYPES.get(kind, "misc")
+        for row in rows
+        if (kind := (row.get("type") or "").upper()) and not kind.startswith(("MEG", "HLU"))
+    }
+    raw.set_channel_types(types, on_unit_change="ignore", verbose="ERROR")
+    if "status" in table:
+        raw.info["bads"] = [row["name"] for row in rows if row["status"] == "bad"]

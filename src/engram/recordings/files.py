@@ -1,0 +1,138 @@
+"""Recordings in loose files and in folders of them.
+
+This module decides which files are recordings and what they are called. How the signal is
+read is left to ``mne_raw.py``; a folder in BIDS order is better read by ``bids.py``, which
+knows subjects and events.tsv.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from engram.errors import InputError, SourceError
+from engram.recordings.mne_raw import (
+    FORMATS,
+    Folder,
+    RawRecording,
+    first_part,
+    format_of,
+    make_entry,
+    open_raw,
+)
+from engram.recordings.recording import Entry, Refusal
+
+__all__ = ["FileSource"]
+
+_UNREAD = (".cnt", ".ds", ".fif.gz", ".gdf", ".mefd", ".mff", ".nwb", ".nxe", ".xdf")
+"""Ends of recordings in formats that are not read here: refused rather than overlooked."""
+
+_PARTS = {".dat": ".vhdr", ".eeg": ".vhdr", ".fdt": ".set", ".vmrk": ".vhdr"}
+"""Files that hold a part of a recording, and the file beside it that opens it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """Recordings in files, and in folders with everything below them.
+
+    A recording in a folder is named by its path from that folder without the suffix, a file
+    given by itself by its name without the suffix. Files of other kinds are passed over.
+
+    Raises
+    ------
+    InputError
+        On listing: if a path does not exist, two recordings have the same id, or there is
+        no recording at all.
+
+    Examples
+    --------
+    >>> FileSource([Path("pilot.bdf"), Path("patients")]).paths[0].suffix
+    '.bdf'
+    """
+
+    paths: Path | Sequence[Path]
+    """One file or folder, or several."""
+
+    def entries(self) -> tuple[Entry, ...]:
+        """List the recordings, sorted by id, without opening a file."""
+        return self._listing()[0]
+
+    def refusals(self) -> tuple[Refusal, ...]:
+        """List files of known recording formats that cannot be used."""
+        return self._listing()[1]
+
+    def open(self, entry: Entry) -> RawRecording:
+        """Open a recording; its events are its annotations.
+
+        Raises
+        ------
+        SourceError
+            If it cannot be read.
+        """
+        return RawRecording(open_raw(entry.files[0].path))
+
+    def _listing(self) -> tuple[tuple[Entry, ...], tuple[Refusal, ...]]:
+        paths = [self.paths] if isinstance(self.paths, Path) else list(self.paths)
+        entries: dict[str, Entry] = {}
+        refusals: list[Refusal] = []
+        for item in (item for path in paths for item in _search(Path(path))):
+            if isinstance(item, Refusal):
+                refusals.append(item)
+                continue
+            other = entries.setdefault(item.id, item)
+            if other is not item:
+                raise InputError(
+                    f"{other.files[0].path} and {item.files[0].path} would both be called {item.id!r}. "
+                    "Rename one of them, or leave it out."
+                )
+        if not entries and not refusals:
+            raise InputError(
+                f"There is no recording in {', '.join(map(str, paths))}. "
+                f"Name files ending in {', '.join(sorted(FORMATS))}, or folders with such files."
+            )
+        return tuple(entries[name] for name in sorted(entries)), tuple(sorted(refusals, key=lambda r: r.id))
+
+
+def _search(path: Path) -> Iterator[Entry | Refusal]:
+    if not path.exists():
+        raise InputError(f"{path} does not exist. Correct the path.")
+    if path.is_dir() and not path.name.lower().endswith(_UNREAD):
+        yield from _in_folder(path, path)
+        return
+    item = _look_at(path.name, Folder.at(path.parent), PurePath(path.name))
+    if item is None:
+        raise InputError(
+            f"{path} does not open a recording. Name a file ending in {', '.join(sorted(FORMATS))}, "
+            "and of a recording in parts the first."
+        )
+    yield item
+
+
+def _in_folder(path: Path, top: Path) -> Iterator[Entry | Refusal]:
+    folder = Folder.at(path)
+    place = PurePath(path.relative_to(top))
+    for name in (*folder.sizes, *folder.folders):
+        item = _look_at(name, folder, place / name)
+        if item is not None:
+            yield item
+        elif name in folder.folders:
+            yield from _in_folder(path / name, top)
+
+
+def _look_at(name: str, folder: Folder, place: PurePath) -> Entry | Refusal | None:
+    """Tell what a name is: a recording, one that cannot be used, or none of its own."""
+    suffix = PurePath(name).suffix.lower()
+    opener = PurePath(name).stem + _PARTS.get(suffix, "")
+    if name.lower().endswith(_UNREAD):
+        problem = f"{name} is in a format that is not read here. Convert it to BDF, EDF or BrainVision."
+        return Refusal(place.as_posix(), "format", problem)
+    if suffix in _PARTS and suffix != ".dat" and opener not in folder.sizes:  # .dat can be anything
+        problem = f"{name} holds a part of a recording without its {opener}. Put both into one folder."
+        return Refusal(place.as_posix(), "files", problem)
+    if format_of(name) is None or name in folder.folders or first_part(name) in folder.sizes:
+        return None
+    try:
+        return make_entry(place.with_suffix("").as_posix(), folder, name, {})
+    except SourceError as error:
+        return Refusal(place.as_posix(), "files", str(error))

@@ -1,0 +1,118 @@
+"""What a backend of a store is: something that fills a caller's buffer with samples.
+
+This module decides the protocol and the table of known backends. Which backend serves a
+store is the caller's choice; what a sample means is left to ``engram.store.reader``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from engram.errors import InputError
+from engram.store.grid import Grid
+
+__all__ = ["BACKENDS", "Backend", "Part", "open_backend"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a store: where it is, and what its samples look like on disk."""
+
+    path: str
+    """Folder relative to the store, a Zarr group."""
+    signal: str
+    """Name of the array in it."""
+    grid: Grid
+    """Samples, blocks and bytes."""
+
+    @property
+    def file(self) -> str:
+        """The shard file, relative to the store."""
+        return f"{self.path}/{self.signal}/{self.grid.chunk_name}"
+
+
+class Backend(Protocol):
+    """Fills buffers with stored samples.
+
+    A backend may be used by several threads at once, survives ``fork`` (no shared file
+    offset, no lock held while reading), and pickles: an unpickled backend opens its files
+    anew. Reading twice gives the same bytes.
+    """
+
+    def read_into(self, part: Part, start: int, out: NDArray[Any]) -> None:
+        """Fill ``out`` with samples [start, start + len(out)) as stored.
+
+        Parameters
+        ----------
+        part
+            The part to read.
+        start
+            First sample.
+        out
+            (n, \\*sample shape) C-contiguous, of the part's dtype. Belongs to the caller;
+            it is filled and not kept.
+
+        Raises
+        ------
+        InputError
+            If the samples are not all within the part, or ``out`` has another form.
+        StoreDamaged
+            If the file is missing or ends too early.
+        """
+        ...
+
+    def hint(self, part: Part, start: int, stop: int) -> None:
+        """Say that samples [start, stop) will be read soon; may do nothing."""
+        ...
+
+    def close(self) -> None:
+        """Close every file. A later read opens them again."""
+        ...
+
+
+BACKENDS: MappingProxyType[str, str] = MappingProxyType(
+    {"zarr": "engram.store.zarr_backend:ZarrBackend", "ram": "engram.store.ram_backend:RamBackend"}
+)
+"""Known backends: name -> module and class, imported on use."""
+
+
+def open_backend(name: str, root: Path) -> Backend:
+    """Open a backend over a store's folder.
+
+    Raises
+    ------
+    InputError
+        If there is no backend of that name.
+    """
+    if name not in BACKENDS:
+        raise InputError(f"Unknown backend {name!r}. Use one of: {', '.join(sorted(BACKENDS))}.")
+    module, kind = BACKENDS[name].split(":")
+    backend: Backend = getattr(import_module(module), kind)(root)
+    return backend
+
+
+def check_read(part: Part, start: int, out: NDArray[Any]) -> None:
+    """Check a read at the border, so that backends can trust it.
+
+    Raises
+    ------
+    InputError
+        If the samples are not all within the part, or ``out`` has another form.
+    """
+    grid = part.grid
+    if not 0 <= start <= start + len(out) <= grid.n_samples:
+        raise InputError(
+            f"Samples [{start}, {start + len(out)}) are not all within {part.path}, which has "
+            f"{grid.n_samples}. Ask for a range inside it."
+        )
+    if out.shape[1:] != grid.sample_shape or out.dtype.name != grid.dtype or not out.flags.c_contiguous:
+        raise InputError(
+            f"The buffer is {out.dtype.name} {out.shape[1:]}, contiguous: {out.flags.c_contiguous}; "
+            f"{part.path} holds {grid.dtype} {grid.sample_shape}. Give a C-contiguous buffer of that form."
+        )

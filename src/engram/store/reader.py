@@ -1,0 +1,307 @@
+"""Opening a store: its tables, where samples lie, and reading them.
+
+A store is data: nothing in it is unpickled or executed. Tables are read when they are
+first asked for; of a recording that was prepared again, the last call's rows count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from engram.errors import InputError, StoreMissing
+from engram.store.backend import Backend, Part, open_backend
+from engram.store.format import BUILDING, MANIFEST, Manifest, call_folder
+from engram.store.grid import Grid
+from engram.store.precision import Precision, Scaling, decode
+from engram.store.tables import TABLES, read_table
+
+__all__ = ["Extent", "Store"]
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where one signal of one recording lies, and what its numbers mean."""
+
+    recording: str
+    """Id of the recording."""
+    part: Part
+    """The part that holds it."""
+    start: int
+    """First sample within the part."""
+    stop: int
+    """One past the last sample within the part."""
+    rate_hz: float
+    """Samples per second."""
+    start_s: float
+    """Time of the first sample on the recording's clock."""
+    precision: Precision
+    """How values are stored; see ``engram.store.precision``."""
+    layout: str | None
+    """Id of its channel layout, or None where channels have no names."""
+
+    @property
+    def n_samples(self) -> int:
+        """Samples of this signal in this recording."""
+        return self.stop - self.start
+
+
+class Store:
+    """A store, open for reading.
+
+    Parameters
+    ----------
+    path
+        The store's folder.
+    backend
+        Name of the backend that reads samples: ``"zarr"`` where they lie, or ``"ram"``.
+
+    Raises
+    ------
+    StoreMissing
+        If there is no store.
+    StoreFormatError
+        If it is of another format version.
+    StoreDamaged
+        If the manifest is damaged.
+
+    Notes
+    -----
+    May be read by several threads, after ``fork``, and in another process after pickling.
+    It serves the recordings of the manifest that it opened, also while more are appended.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> from engram import ArrayRecording, ArraySignal, ArraySource, prepare
+    >>> x = np.arange(12, dtype="int16").reshape(6, 2)
+    >>> source = ArraySource({"a": ArrayRecording({"robs": ArraySignal(x, 120.0)})})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = prepare(source, f"{folder}/store").store
+    ...     store.read("a", "robs", 2, 4)
+    array([[4, 5],
+           [6, 7]], dtype=int16)
+    """
+
+    def __init__(self, path: str | Path, backend: str = "zarr") -> None:
+        self.path = Path(path)
+        manifest = self.path / MANIFEST
+        if not manifest.is_file():
+            unfinished = (self.path / BUILDING).is_dir()
+            remedy = (
+                "Run the same prepare again to finish it."
+                if unfinished
+                else "Prepare it, or correct the path."
+            )
+            state = "is an unfinished store" if unfinished else "holds no store"
+            raise StoreMissing(f"{self.path} {state} (no {MANIFEST}). {remedy}")
+        self.manifest = Manifest.from_bytes(manifest.read_bytes())
+        self.backend: Backend = open_backend(backend, self.path)
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r}: {self.recordings.num_rows} recordings)"
+
+    @cached_property
+    def recordings(self) -> pa.Table:
+        """One row per recording, sorted by id: id, fingerprint, fields (all text)."""
+        return self.table("recordings").sort_by("recording")
+
+    @cached_property
+    def signals(self) -> pa.Table:
+        """One row per signal of a recording: part, samples, rate, start, layout, gaps."""
+        return self.table("signals").sort_by([("recording", "ascending"), ("signal", "ascending")])
+
+    @property
+    def events(self) -> pa.Table:
+        """One row per event: recording, onset_s, duration_s, description, further columns as text."""
+        return self.table("events")
+
+    def table(self, name: str) -> pa.Table:
+        """Read a table over all calls, without the rows of recordings that were replaced.
+
+        Parameters
+        ----------
+        name
+            ``recordings``, ``signals``, ``events``, ``layouts``, ``scales``, ``parts``,
+            ``checksums`` or ``refusals``.
+
+        Raises
+        ------
+        InputError
+            If there is no such table.
+        StoreDamaged
+            If it cannot be read.
+        """
+        if name not in TABLES:
+            raise InputError(f"There is no table {name!r}. Use one of: {', '.join(TABLES)}.")
+        tables = []
+        for call in self.manifest.calls:
+            table = read_table(self.path / call_folder(call.number) / f"{name}.parquet")
+            if name in ("recordings", "signals", "events", "scales"):
+                current = [r for r, number in self._call_of.items() if number == call.number]
+                table = table.filter(pc.is_in(table["recording"], pa.array(current, pa.string())))
+            elif name == "refusals":
+                stored = pa.array(list(self._call_of), pa.string())
+                table = table.filter(pc.invert(pc.is_in(table["recording"], stored)))
+            tables.append(table)
+        return pa.concat_tables(tables, promote_options="default")
+
+    def recordings_of(self, call: int) -> list[str]:
+        """List the ids of the recordings that a call stored, replaced since or not."""
+        table = read_table(self.path / call_folder(call) / "recordings.parquet")
+        ids: list[str] = table["recording"].to_pylist()
+        return ids
+
+    @cached_property
+    def _call_of(self) -> dict[str, int]:
+        """The last call that stored each recording."""
+        calls: dict[str, int] = {}
+        for call in self.manifest.calls:
+            calls |= dict.fromkeys(self.recordings_of(call.number), call.number)
+        return calls
+
+    @cached_property
+    def _extents(self) -> dict[tuple[str, str], Extent]:
+        parts = {row["part"]: row for row in self.table("parts").to_pylist()}
+        extents = {}
+        for row in self.signals.to_pylist():
+            part = parts[row["part"]]
+            grid = Grid(part["n_samples"], tuple(part["sample_shape"]), part["dtype"])
+            extents[row["recording"], row["signal"]] = Extent(
+                row["recording"], Part(row["part"], row["signal"], grid), row["start"], row["stop"],
+                row["rate_hz"], row["start_s"], part["precision"], row["layout"],
+            )  # fmt: skip
+        return extents
+
+    def extents(self, signal: str) -> Iterator[Extent]:
+        """Walk through every recording's extent of a signal, sorted by recording."""
+        return (extent for (_, name), extent in self._extents.items() if name == signal)
+
+    def extent(self, recording: str, signal: str) -> Extent:
+        """Find where a signal of a recording lies.
+
+        Raises
+        ------
+        StoreMissing
+            If the store has no such recording or signal.
+        """
+        try:
+            return self._extents[recording, signal]
+        except KeyError:
+            names = sorted(name for other, name in self._extents if other == recording)
+            found = f"it has {', '.join(names)}" if names else "there is no such recording"
+            message = f"No signal {signal!r} of recording {recording!r}: {found}. See engram inspect."
+            raise StoreMissing(message) from None
+
+    def channels(self, recording: str, signal: str) -> list[dict[str, Any]]:
+        """List a signal's channels: name, type, unit, bad, position; empty where they have no names."""
+        layout = self.extent(recording, signal).layout
+        return self._layouts.get(layout, []) if layout is not None else []
+
+    @cached_property
+    def _layouts(self) -> dict[str, list[dict[str, Any]]]:
+        layouts: dict[str, dict[int, dict[str, Any]]] = {}
+        for row in self.table("layouts").to_pylist():
+            layouts.setdefault(row["layout"], {})[row["index"]] = row
+        return {key: [rows[index] for index in sorted(rows)] for key, rows in layouts.items()}
+
+    def read(self, recording: str, signal: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Read samples [start, stop) of a signal, decoded.
+
+        Returns
+        -------
+        ndarray
+            (stop - start, \\*sample shape): float32 in the channels' units, or the stored
+            integers as they are where the precision is ``exact``.
+
+        Raises
+        ------
+        StoreMissing
+            If the store has no such recording or signal.
+        InputError
+            If the range is not within the recording.
+        StoreDamaged
+            If the part's file is missing or cut short.
+        """
+        extent = self.extent(recording, signal)
+        stop = extent.n_samples if stop is None else stop
+        scaling = self.scaling(recording, signal) if extent.precision == "int16" else None
+        return decode(self.read_stored(extent, start, stop), extent.precision, scaling)
+
+    def read_stored(
+        self, extent: Extent, start: int, stop: int, out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Read samples [start, stop) of an extent as they are stored.
+
+        Parameters
+        ----------
+        extent
+            Of this store.
+        start, stop
+            Samples relative to the recording's first.
+        out
+            Buffer to fill, (stop - start, \\*sample shape) of the stored dtype, or None for a new one.
+
+        Raises
+        ------
+        InputError
+            If the range is not within the recording, or ``out`` has another form.
+        """
+        if not 0 <= start <= stop <= extent.n_samples:
+            raise InputError(
+                f"Samples [{start}, {stop}) are not all within {extent.recording}, which has "
+                f"{extent.n_samples} of {extent.part.signal!r}. Ask for a range inside it."
+            )
+        grid = extent.part.grid
+        if out is None:
+            out = np.empty((stop - start, *grid.sample_shape), grid.dtype)
+        self.backend.read_into(extent.part, extent.start + start, out)
+        return out
+
+    def scaling(self, recording: str, signal: str) -> Scaling:
+        """Give int16's map of a recording, per channel.
+
+        Raises
+        ------
+        StoreMissing
+            If the signal is not stored as scaled int16.
+        """
+        rows = self._scalings.get((recording, signal))
+        if rows is None:
+            raise StoreMissing(
+                f"{signal!r} of {recording!r} has no scaling: it is not stored as scaled int16."
+            )
+        return rows
+
+    @cached_property
+    def _scalings(self) -> dict[tuple[str, str], Scaling]:
+        table = self.table("scales")
+        rows: dict[tuple[str, str], list[tuple[int, float, float]]] = {}
+        for row in table.filter(pc.is_valid(table["scale"])).to_pylist():
+            rows.setdefault((row["recording"], row["signal"]), []).append(
+                (row["index"], row["scale"], row["offset"])
+            )
+        return {
+            key: Scaling(
+                np.array([s for _, s, _ in sorted(channels)]), np.array([o for *_, o in sorted(channels)])
+            )
+            for key, channels in rows.items()
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every file. A later read opens them again."""
+        self.backend.close()

@@ -1,0 +1,369 @@
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import mne
+import numpy as np
+import pytest
+
+from engram.errors import InputError, SourceError
+from engram.recordings.bids import BidsSource
+from engram.recordings.mne_raw import RawRecording
+from engram.recordings.recording import Entry, Events
+from engram.testing.sources import SourceConformance, opened_files
+
+EVENTS = """onset\tduration\tvalue\tevent_code\tfeedback
+3.25\t0\tright_target\t9\tn/a
+1.5\tn/a\tcontrastTrial_start\t5\tn/a
+4.0\t0.5\tright_buttonPress\t13\tsmiley_face
+"""
+
+Write = Callable[..., Path]
+
+
+def write_dataset(root: Path, files: Mapping[str, str | None] | None = None) -> Path:
+    """Write a dataset; a file without text is empty, as listing needs no more."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.9.0"}')
+    for name, text in (files or {}).items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text or "", encoding="utf-8")
+    return root
+
+
+def names(subjects: tuple[str, ...], runs: tuple[int, ...] = (1, 2)) -> dict[str, None]:
+    """File names of some subjects: contrastChangeDetection in runs, and RestingState."""
+    tasks = [f"task-contrastChangeDetection_run-{run}" for run in runs] + ["task-RestingState"]
+    return {f"sub-{sub}/eeg/sub-{sub}_{task}_eeg.bdf": None for sub in subjects for task in tasks}
+
+
+def ids(source: BidsSource) -> list[str]:
+    """Ids as listed."""
+    return [entry.id for entry in source.entries()]
+
+
+class TestBidsConformance(SourceConformance):
+    @pytest.fixture
+    def source(self, tmp_path: Path, write_bdf: Write) -> BidsSource:
+        """One release of two subjects, with a table of events and a file of unknown format."""
+        for name in names(("A", "B"), runs=(1,)):
+            write_bdf(tmp_path / "R1" / name, seed=len(name))
+        events = {
+            "sub-A/eeg/sub-A_task-RestingState_events.tsv": EVENTS,
+            "sub-A/eeg/sub-A_task-x_eeg.gdf": None,
+        }
+        write_dataset(tmp_path / "R1", events)
+        return BidsSource(tmp_path)
+
+
+def test_entities_and_participants_become_fields(tmp_path: Path) -> None:
+    """Entities lose their prefix, participants.tsv gives every column as text, n/a is absent."""
+    table = (
+        "participant_id\trelease_number\tage\texternalizing\tRestingState\nsub-A\tR3\t10.5\tn/a\tavailable\n"
+    )
+    files = {
+        "participants.tsv": f"\ufeff{table}",
+        "sub-A/ses-1/eeg/sub-A_ses-1_task-rest_acq-hi_run-02_eeg.bdf": None,
+    }
+    (entry,) = BidsSource(write_dataset(tmp_path / "R5", files)).entries()
+    assert entry.id == "sub-A_ses-1_task-rest_acq-hi_run-02"
+    assert entry.fields == {
+        "subject": "A",
+        "session": "1",
+        "task": "rest",
+        "acq": "hi",
+        "run": "02",
+        "release": "R3",
+        "release_number": "R3",
+        "age": "10.5",
+        "RestingState": "available",
+    }
+
+
+@pytest.mark.parametrize("folder", ["R5", "R5_L100_bdf", "R5_mini_L100_bdf", "cmi_bids_R5", "R5/data"])
+def test_the_release_is_read_off_the_path(tmp_path: Path, folder: str) -> None:
+    """Where participants.tsv does not tell the release, the folder's name or its parent's does."""
+    (entry,) = BidsSource(
+        write_dataset(tmp_path / folder, {"sub-A/eeg/sub-A_task-x_eeg.bdf": None})
+    ).entries()
+    assert entry.fields["release"] == "R5"
+
+
+def test_other_folder_names_are_no_release(tmp_path: Path) -> None:
+    """A name that merely contains an R and a number is none."""
+    files = {"sub-A/eeg/sub-A_task-x_eeg.bdf": None}
+    (entry,) = BidsSource(write_dataset(tmp_path / "FOR5" / "dsR12x", files)).entries()
+    assert "release" not in entry.fields
+
+
+def test_a_folder_of_releases_is_one_source(tmp_path: Path) -> None:
+    """Datasets one level below the root are listed together, sorted by id."""
+    write_dataset(tmp_path / "R2", names(("A",), runs=()))
+    write_dataset(tmp_path / "R1", names(("B",), runs=()))
+    source = BidsSource(tmp_path)
+    assert [(entry.id, entry.fields["release"]) for entry in source.entries()] == [
+        ("sub-A_task-RestingState", "R2"),
+        ("sub-B_task-RestingState", "R1"),
+    ]
+
+
+def test_the_same_recording_in_two_releases_is_an_error(tmp_path: Path) -> None:
+    """Ids are unique over all releases; the message names both files."""
+    for release in ("R1", "R2"):
+        write_dataset(tmp_path / release, names(("A",), runs=()))
+    with pytest.raises(
+        InputError, match=r"R1.*_eeg\.bdf and .*R2.*_eeg\.bdf are both sub-A_task-RestingState"
+    ):
+        BidsSource(tmp_path).entries()
+
+
+def test_filters_take_one_value_or_several(tmp_path: Path) -> None:
+    """Filters narrow the listing together; runs compare as numbers."""
+    write_dataset(tmp_path / "R1", names(("A", "B")))
+    write_dataset(tmp_path / "R2", names(("C",)))
+    assert len(ids(BidsSource(tmp_path))) == 9
+    assert ids(BidsSource(tmp_path, tasks="RestingState", releases=["R1"], subjects=["A", "B"])) == [
+        "sub-A_task-RestingState",
+        "sub-B_task-RestingState",
+    ]
+    assert len(ids(BidsSource(tmp_path, runs=2))) == len(ids(BidsSource(tmp_path, runs=["02"]))) == 3
+    assert ids(BidsSource(tmp_path, runs=(1, 2), subjects="C")) == [
+        "sub-C_task-contrastChangeDetection_run-1",
+        "sub-C_task-contrastChangeDetection_run-2",
+    ]
+
+
+def test_a_number_of_subjects_counts_those_left_by_the_filters(tmp_path: Path) -> None:
+    """The first N are taken of subjects that have a recording of the task."""
+    write_dataset(tmp_path, names(("A", "C"), runs=()) | names(("B", "D")))
+    source = BidsSource(tmp_path, subjects=2, tasks="contrastChangeDetection", runs=1)
+    assert [entry.fields["subject"] for entry in source.entries()] == ["B", "D"]
+
+
+def test_mini_takes_twenty_subjects_of_each_release(tmp_path: Path) -> None:
+    """The first 20 of each release, sorted, whatever the task."""
+    for release, first in (("R1", 100), ("R2", 200)):
+        write_dataset(tmp_path / release, names(tuple(str(n) for n in range(first, first + 22)), runs=()))
+    subjects = {str(entry.fields["subject"]) for entry in BidsSource(tmp_path, mini=True).entries()}
+    assert subjects == {str(n) for n in (*range(100, 120), *range(200, 220))}
+
+
+@pytest.mark.parametrize(
+    ("filters", "says"),
+    [
+        (
+            {"tasks": "Resting"},
+            r"no task 'Resting' among these recordings. Use one of: RestingState, contrast",
+        ),
+        ({"subjects": ["A", "Z"]}, r"no subject 'Z' among these recordings. Use one of: A, B"),
+        ({"sessions": "1"}, r"no session '1' among these recordings. Leave this filter out"),
+        ({"releases": "R9"}, r"no release 'R9'"),
+        ({"datatype": "meg"}, r"no meg recording"),
+    ],
+)
+def test_a_filter_that_matches_nothing_is_an_error(tmp_path: Path, filters: Any, says: str) -> None:
+    """A misspelt value is told with those that exist, not an empty listing."""
+    source = BidsSource(write_dataset(tmp_path, names(("A", "B"))), **filters)
+    with pytest.raises(InputError, match=says):
+        source.entries()
+
+
+def test_a_folder_that_is_no_dataset_is_an_error(tmp_path: Path) -> None:
+    """Without dataset_description.json here or one level below, there is nothing to read."""
+    with pytest.raises(InputError, match=r"has dataset_description\.json"):
+        BidsSource(tmp_path).entries()
+    with pytest.raises(InputError, match="is no folder"):
+        BidsSource(tmp_path / "missing").entries()
+
+
+def test_what_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:
+    """Unknown formats, missing companions and links to nowhere are refusals with a remedy."""
+    folder = "sub-A/eeg/sub-A_task"
+    files = {
+        f"{folder}-{name}": None
+        for name in ("a_eeg.cnt", "b_eeg.vhdr", "c_eeg.eeg", "d_eeg.json", "e_eeg.bdf")
+    }
+    root = write_dataset(tmp_path, files)
+    (root / f"{folder}-f_eeg.bdf").symlink_to(root / ".git/annex/objects/absent")
+    (root / f"{folder}-g_eeg.mff").mkdir()
+    source = BidsSource(root)
+    assert ids(source) == ["sub-A_task-e"]
+    assert {refusal.id[-1]: refusal.detail.split(". ")[-1] for refusal in source.refusals()} == {
+        "a": "Convert it to BDF, EDF or BrainVision.",
+        "b": "Put both files into one folder.",
+        "c": "Convert it to BDF, EDF or BrainVision.",
+        "f": "Fetch it, for example with datalad get.",
+        "g": "Convert it to BDF, EDF or BrainVision.",
+    }
+
+
+def test_files_of_an_entry_are_signal_then_sidecars(tmp_path: Path) -> None:
+    """The file to open comes first, sidecars last; size_bytes counts the signal alone."""
+    stem = "sub-A/eeg/sub-A_task-x"
+    ends = {"_eeg.set": "1234", "_eeg.fdt": "12", "_channels.tsv": "1", "_events.tsv": "1", "_eeg.json": "{}"}
+    root = write_dataset(tmp_path, {stem + end: text for end, text in ends.items()})
+    (entry,) = BidsSource(root).entries()
+    names_found = [file.path.name.removeprefix("sub-A_task-x") for file in entry.files]
+    assert names_found == ["_eeg.set", "_eeg.fdt", "_events.tsv", "_channels.tsv"]
+    assert (entry.size_bytes, entry.resident_bytes) == (6, 0)
+    (root / f"{stem}_eeg.fdt").unlink()
+    (entry,) = BidsSource(root).entries()
+    assert (entry.size_bytes, entry.resident_bytes) == (4, 16)
+
+
+def test_a_large_listing_opens_only_participants(tmp_path: Path) -> None:
+    """3,000 recordings are listed from names and sizes; no signal, no sidecar is opened."""
+    folder = write_dataset(tmp_path, {"participants.tsv": "participant_id\tage\nsub-S0001\t9\n"})
+    for subject in range(300):
+        eeg = folder / f"sub-S{subject:04d}" / "eeg"
+        eeg.mkdir(parents=True)
+        for run in range(10):
+            for end in ("eeg.bdf", "events.tsv", "channels.tsv", "eeg.json"):
+                (eeg / f"sub-S{subject:04d}_task-x_run-{run}_{end}").touch()
+    with opened_files() as opened:
+        entries = BidsSource(tmp_path).entries()
+    assert len(entries) == 3000
+    assert [Path(name).name for name in opened if str(tmp_path) in name and Path(name).is_file()] == [
+        "participants.tsv"
+    ]
+
+
+def opened(tmp_path: Path, write_bdf: Write, events: str, channels: str = "") -> RawRecording:
+    """Open a recording of four channels with these tables beside it."""
+    stem = "sub-A/eeg/sub-A_task-x"
+    tables = {f"{stem}_events.tsv": events, f"{stem}_channels.tsv": channels}
+    root = write_dataset(tmp_path, {name: text for name, text in tables.items() if text})
+    write_bdf(root / f"{stem}_eeg.bdf")
+    source = BidsSource(root)
+    return source.open(source.entries()[0])
+
+
+def test_events_have_all_columns_and_are_sorted(tmp_path: Path, write_bdf: Write) -> None:
+    """Onset order, value as description without trial_type, n/a as None, no duration as 0."""
+    with opened(tmp_path, write_bdf, "\ufeff" + EVENTS.replace("\n", "\r\n")) as recording:
+        assert recording.events == Events(
+            (1.5, 3.25, 4.0),
+            (0.0, 0.0, 0.5),
+            ("contrastTrial_start", "right_target", "right_buttonPress"),
+            {"event_code": ("5", "9", "13"), "feedback": (None, None, "smiley_face")},
+        )
+
+
+def test_trial_type_goes_before_value(tmp_path: Path, write_bdf: Write) -> None:
+    """Row by row: trial_type, else value, else "event"; value stays a column."""
+    table = "onset\tduration\ttrial_type\tvalue\n1\t0\tgo\t7\n2\t0\tn/a\t8\n3\t0\tn/a\tn/a\n"
+    with opened(tmp_path, write_bdf, table) as recording:
+        assert recording.events.description == ("go", "8", "event")
+        assert recording.events.extras == {"value": ("7", "8", None)}
+
+
+def test_a_table_without_rows_is_no_events(tmp_path: Path, write_bdf: Write) -> None:
+    """events.tsv goes before annotations even where it says that nothing happened."""
+    with opened(tmp_path, write_bdf, "onset\tduration\n") as recording:
+        assert len(recording.events) == 0
+
+
+def test_events_without_an_onset_are_left_out_and_told(
+    tmp_path: Path, write_bdf: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A row whose onset is n/a has no place in time; the log names it."""
+    with caplog.at_level(logging.WARNING, "engram.recordings"):
+        recording = opened(tmp_path, write_bdf, "onset\tduration\n2\t0\nn/a\t0\nNaN\t0\n1\t0\n")
+    assert recording.events.onset_s == (1.0, 2.0)
+    assert "sub-A_task-x_events.tsv: 2 events without an onset are left out (rows [3, 4])" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ("onset\tduration\nsoon\t0\n", "has 'soon' in column onset"),
+        ("onset\tduration\n1\tlong\n", "has 'long' in column duration"),
+        ("onset\tduration\n1\tinf\n", "has 'inf' in column duration"),
+        ("onset\tduration\n1\n", "has 1 cells in row 2 for 2 named columns"),
+        ("onset\tonset\n1\t1\n", "has 2 cells in row 1 for 1 named columns"),
+        ("time\tduration\n1\t0\n", "has no column onset, only time, duration"),
+        ("\n", "is empty"),
+    ],
+)
+def test_a_broken_table_is_refused(tmp_path: Path, write_bdf: Write, table: str, says: str) -> None:
+    """A table that cannot be read row by row refuses its recording, with the row or value."""
+    with pytest.raises(SourceError, match=says):
+        opened(tmp_path, write_bdf, table)
+
+
+def test_channels_table_sets_types_and_bad_channels(
+    tmp_path: Path, write_bdf: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TYPE becomes MNE's type as in MNE-BIDS, status becomes the bad mark, strangers are told."""
+    rows = ("name type status", "E1 EEG bad", "E2 VEOG good", "E3 AUDIO n/a", "X EEG bad")
+    table = "\n".join(rows).replace(" ", "\t")
+    with (
+        caplog.at_level(logging.WARNING, "engram.recordings"),
+        opened(tmp_path, write_bdf, "", table) as recording,
+    ):
+        found = {s.name: [(c.name, c.unit, c.bad) for c in s.channels] for s in recording.signals}
+    assert found == {
+        "eeg": [("E1", "uV", True), ("E4", "uV", False)],
+        "eog": [("E2", "uV", False)],
+        "misc": [("E3", "AU", False)],
+    }
+    assert "1 of 4 channels are not in the recording: X" in caplog.text
+
+
+def read_by_mne_bids(root: Path, entry: Entry) -> Any:
+    """Read with the field's own library."""
+    mne_bids = pytest.importorskip("mne_bids")
+    entities = {
+        key: str(entry.fields[key]) for key in ("subject", "session", "task", "run") if key in entry.fields
+    }
+    path = mne_bids.BIDSPath(root=root, datatype="eeg", **entities)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # MNE-BIDS warns of electrodes and files, which is not what is compared
+        return mne_bids.read_raw_bids(path, verbose="ERROR")
+
+
+def assert_equal_to_mne_bids(source: BidsSource) -> None:
+    """Samples, types and events are those that MNE-BIDS gives."""
+    for entry in source.entries():
+        raw = read_by_mne_bids(source.root, entry)
+        with source.open(entry) as recording:
+            types = {channel.name: channel.type for s in recording.signals for channel in s.channels}
+            assert types == dict(zip(raw.ch_names, raw.get_channel_types(), strict=True))
+            eeg = recording.read("eeg", 0, raw.n_times)
+            np.testing.assert_array_equal(eeg, raw.get_data("eeg", units="uV").T)
+            np.testing.assert_array_equal(recording.events.onset_s, raw.annotations.onset - raw.first_time)
+            np.testing.assert_array_equal(recording.events.duration_s, raw.annotations.duration)
+            assert list(recording.events.description) == list(raw.annotations.description)
+
+
+def test_the_measured_dataset_equals_mne_bids(measured: Path, tmp_path: Path) -> None:
+    """A published BrainVision dataset reads as MNE-BIDS reads it."""
+    shutil.copytree(
+        measured / "tiny_bids", tmp_path / "tiny", copy_function=shutil.copyfile
+    )  # MNE-BIDS locks files
+    assert_equal_to_mne_bids(BidsSource(tmp_path / "tiny"))
+
+
+def test_a_dataset_written_by_mne_bids_equals_mne_bids(tmp_path: Path) -> None:
+    """What MNE-BIDS writes, with sessions and runs, reads as MNE-BIDS reads it."""
+    mne_bids = pytest.importorskip("mne_bids")
+    info = mne.create_info(["Fz", "Cz", "VEOG", "st"], 200.0, ["eeg", "eeg", "eog", "stim"])
+    for run in ("01", "02"):
+        data = np.random.default_rng(int(run)).normal(0, 1e-5, (4, 2000))
+        raw = mne.io.RawArray(data, info, verbose="ERROR")
+        raw.set_annotations(mne.Annotations([1.0, 2.5], [0.0, 0.5], ["go", "stop"]))
+        path = mne_bids.BIDSPath("1", "a", "rest", run=run, root=tmp_path, datatype="eeg")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the conversion to BrainVision is what we want
+            mne_bids.write_raw_bids(raw, path, allow_preload=True, format="BrainVision", verbose="ERROR")
+    source = BidsSource(tmp_path)
+    assert ids(source) == ["sub-1_ses-a_task-rest_run-01", "sub-1_ses-a_task-rest_run-02"]
+    assert_equal_to_mne_bids(source)

@@ -1,0 +1,96 @@
+r"""What the documentation says to type works.
+
+Every fenced ``python`` block of the README and of ``docs/`` runs, and so does every line
+``$ engram ...`` of a ``console`` block: page by page, from top to bottom, in one namespace
+and one empty folder. A block that cannot run says why on its fence:
+``\`\`\`python {no-run="needs a cluster"}``.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from engram.store.tables import SCHEMAS
+
+ROOT = Path(__file__).resolve().parents[1]
+FENCE = re.compile(r"^( *)```(python|console)\b(.*)\n((?s:.*?))^\1```$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block that says something to run."""
+
+    language: str
+    code: str
+    line: int
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """Yield the blocks of a page that are to be run, from top to bottom."""
+    text = page.read_text(encoding="utf-8")
+    for fence in FENCE.finditer(text):
+        _, language, options, code = fence.groups()
+        if not re.search(r'no-run="[^"]+"', options):
+            yield Block(language, dedent(code), text.count("\n", 0, fence.start(4)))
+
+
+PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if any(blocks(page))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_does_what_it_says(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader who types a page from top to bottom meets no error."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks(page):
+        if block.language == "python":
+            # Blank lines above, so that a traceback names the line of the page.
+            exec(compile("\n" * block.line + block.code, page, "exec"), namespace)
+        else:
+            for words in commands(block.code):
+                run(words)
+
+
+def commands(code: str) -> list[list[str]]:
+    """Return the words of each ``$ engram`` line; a backslash at the end joins two lines."""
+    lines = code.replace("\\\n", " ").splitlines()
+    return [shlex.split(line[1:], comments=True) for line in lines if line.startswith("$ engram")]
+
+
+def run(words: list[str]) -> None:
+    """Run an engram command with this Python; show what it said where it failed."""
+    command = [sys.executable, "-m", *words]
+    process = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert process.returncode == 0, f"$ {shlex.join(words)}\n{process.stdout}{process.stderr}"
+
+
+def test_blocks_are_found_in_order_and_reasons_respected(tmp_path: Path) -> None:
+    """Indented blocks are found, other languages are not, and a stated reason keeps a block from running."""
+    page = tmp_path / "page.md"
+    page.write_text(
+        "text\n```python\na = 1\n```\n"
+        "    ```console\n    $ engram a \\\n        b\n    output\n    $ ls\n    ```\n"
+        '```python {no-run="needs a cluster"}\nfail()\n```\n```toml\nx\n```\n'
+    )
+    python, console = blocks(page)
+    assert (python.language, python.code, python.line) == ("python", "a = 1\n", 2)
+    assert commands(console.code) == [["engram", "a", "b"]]
+
+
+@pytest.mark.parametrize("table", SCHEMAS)
+def test_the_format_page_names_every_column(table: str) -> None:
+    """The specification of the store's format lists each table with all of its columns."""
+    text = (ROOT / "docs" / "reference" / "store-format.md").read_text(encoding="utf-8")
+    section = text.partition(f"### {table}\n")[2].partition("\n##")[0]
+    assert [name for name in SCHEMAS[table].names if f"`{name}`" not in section] == []
