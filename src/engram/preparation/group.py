@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,9 @@ def _store_signal(
     start = writer.n_samples(number)
     meter = ErrorMeter(len(out.channels) or 1)
     for _, x in chain.blocks():
+        if precision != "exact":
+            # Once, for the encoder and the meter: MNE's data come channel by channel in memory.
+            x = np.ascontiguousarray(x, np.float32)  # noqa: PLW2901 - the float64 block is let go
         stored = encode(x, precision, scaling)
         writer.append(number, stored)
         if precision != "exact":
@@ -365,12 +369,18 @@ def _add_scales(
         )  # fmt: skip
 
 
-def _add_layout(writer: GroupWriter, channels: Sequence[Channel]) -> str | None:
-    """Add the channel layout, named by its content so that equal layouts are one."""
+@lru_cache(maxsize=16)
+def _layout_id(channels: tuple[Channel, ...]) -> str:
+    """Name a layout by its content; recordings of a corpus have few, and hashing takes milliseconds."""
+    text = json.dumps([asdict(channel) for channel in channels], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _add_layout(writer: GroupWriter, channels: tuple[Channel, ...]) -> str | None:
+    """Add the channel layout, so that equal layouts are one."""
     if not channels:
         return None
-    text = json.dumps([asdict(channel) for channel in channels], sort_keys=True)
-    layout = hashlib.sha256(text.encode()).hexdigest()[:16]
+    layout = _layout_id(channels)
     if writer.is_new("layouts", layout):
         for index, channel in enumerate(channels):
             x, y, z = channel.position_m or (None, None, None)
