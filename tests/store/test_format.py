@@ -49,6 +49,13 @@ def test_a_cut_manifest_is_seen() -> None:
             Manifest.from_bytes(data[:length])
 
 
+@pytest.mark.parametrize("path", ["../outside", "/etc/passwd", "parts/../../x", "parts//x", "a\\b", "."])
+def test_a_manifest_that_points_outside_is_refused(path: str) -> None:
+    """A store from a stranger is data: nothing outside of it is read, and nothing is deleted."""
+    with pytest.raises(StoreFormatError, match="outside the store"):
+        Manifest.from_bytes(Manifest(files={path: FileStamp(1, 1)}).to_bytes())
+
+
 def test_another_format_version_is_refused_by_name() -> None:
     """The message names both versions."""
     with pytest.raises(StoreFormatError, match="format version 2, this Engram reads 1"):

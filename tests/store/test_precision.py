@@ -115,9 +115,17 @@ def test_a_dc_offset_spoils_float16_and_is_refused_with_channel_and_remedy() -> 
     x = np.random.default_rng(0).normal([0, 500, 0], 5, (2000, 3))
     meter = measure(x, "float16")
 
-    assert meter.channels()[1].snr_db < MIN_SNR_DB < meter.channels()[0].snr_db
+    assert meter.channels()[1].snr_db < MIN_SNR_DB["float16"] < meter.channels()[0].snr_db
     assert "Channel Cz would keep" in (meter.refusal("float16", NAMES, "uV") or "")
     assert "precision int16" in (meter.refusal("float16", NAMES, "uV") or "")
+
+
+def test_bfloat16_is_held_to_what_it_can_keep() -> None:
+    """55 dB of a signal without an offset are stored, the 20 dB that an offset leaves are not."""
+    x = np.random.default_rng(0).normal(0, 20, (2000, 3))
+
+    assert measure(x, "bfloat16").refusal("bfloat16", NAMES, "uV") is None
+    assert "the rule is 50 dB" in (measure(x + 1000, "bfloat16").refusal("bfloat16", NAMES, "uV") or "")
 
 
 def test_a_flat_channel_loses_nothing() -> None:

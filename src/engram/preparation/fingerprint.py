@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from engram.recordings.recording import Entry, Source
 from engram.store.crc import crc32c, file_crc32c
 
 __all__ = ["FileNotes", "Fingerprint", "fingerprint", "steps_hash"]
+
+logger = logging.getLogger("engram")
 
 PREPARE_VERSION = 1
 """Raised when the same source and steps would give other samples than before."""
@@ -89,16 +92,20 @@ class FileNotes:
         """Load the notes on the sources of a store; none if there are none yet."""
         try:
             return cls(json.loads(_notes_path(store).read_text()))
-        except (FileNotFoundError, json.JSONDecodeError):
-            return cls()  # the files are then read again
+        except (OSError, json.JSONDecodeError):
+            return cls()  # none yet, or not to be read: the files are then read again
 
     def save(self, store: Path) -> None:
-        """Save the notes in the user's cache folder."""
+        """Save the notes in the user's cache folder, if it can be written."""
         path = _notes_path(store)
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(self.notes))
-        temporary.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(self.notes))
+            temporary.replace(path)
+        except OSError as error:
+            # The store is complete without them: the next call reads the source's files once more.
+            logger.warning("notes on the source's files are not kept: %s", error)
 
 
 def _notes_path(store: Path) -> Path:

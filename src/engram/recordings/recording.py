@@ -7,7 +7,7 @@ per file beside this one; what becomes of the samples is left to ``engram.prepar
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,9 @@ __all__ = [
 
 Field = str | int | float
 """Value of a descriptive field: text or a number. A missing field is absent."""
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,8 @@ class Signal:
     Raises
     ------
     InputError
-        If the rate is not positive, or channels and last axis differ in number.
+        If the name cannot be a folder's, the rate is not positive, or channels and last axis
+        differ in number.
     """
 
     name: str
@@ -97,6 +101,11 @@ class Signal:
     def __post_init__(self) -> None:
         if not self.rate_hz > 0 or not np.isfinite(self.rate_hz):
             raise InputError(f"Signal {self.name!r} has rate {self.rate_hz} Hz. Give a rate above zero.")
+        if not _NAME.fullmatch(self.name):
+            raise InputError(
+                f"A signal cannot be named {self.name!r}: the name is a folder's in a store. "
+                "Use letters, digits, '_', '-' and '.', beginning with a letter or digit."
+            )
         if self.channels and len(self.channels) != self.array.shape[-1]:
             raise InputError(
                 f"Signal {self.name!r} names {len(self.channels)} channels for {self.array.shape[-1]} "
@@ -330,8 +339,3 @@ def signal_named(signals: Sequence[Signal], name: str) -> Signal:
             return signal
     names = ", ".join(signal.name for signal in signals)
     raise InputError(f"There is no signal {name!r} here. Use one of: {names}.")
-
-
-def fields_text(fields: Mapping[str, Field]) -> str:
-    """Write fields as canonical JSON, the form that fingerprints and tables share."""
-    return json.dumps(dict(sorted(fields.items())), ensure_ascii=False, allow_nan=False)

@@ -138,7 +138,7 @@ class Manifest:
         StoreDamaged
             If its checksum does not match its bytes.
         StoreFormatError
-            If it is of another format version.
+            If it is of another format version, or lists a path outside the store.
         """
         head = _HEAD.match(data)
         blank = _BLANK + data[len(_BLANK) :]
@@ -150,8 +150,17 @@ class Manifest:
                 f"The store has format version {body['format_version']}, this Engram reads "
                 f"{FORMAT_VERSION}. Use the Engram that wrote it, or prepare it again."
             )
-        files = {path: FileStamp(size, int(crc, 16)) for path, (size, crc) in body["files"].items()}
+        files = {_inside(path): FileStamp(size, int(crc, 16)) for path, (size, crc) in body["files"].items()}
         return cls(tuple(Call(**call) for call in body["calls"]), files)
+
+
+def _inside(path: str) -> str:
+    """Check that a path of a stranger's manifest stays in the store."""
+    if path.startswith("/") or "\\" in path or any(step in ("", ".", "..") for step in path.split("/")):
+        raise StoreFormatError(
+            f"{MANIFEST} lists {path!r}, which is outside the store. Do not use this store."
+        )
+    return path
 
 
 def _call_to_json(call: Call) -> dict[str, Any]:

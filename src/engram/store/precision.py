@@ -20,7 +20,9 @@ bfloat16 is stored as uint16 with an attribute, because zarr-python 3.1 cannot o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -45,12 +47,15 @@ __all__ = [
 Precision = Literal["float32", "float16", "bfloat16", "int16", "exact"]
 """Name of a way to store samples; see the module's table."""
 
-MIN_SNR_DB = 60.0
+MIN_SNR_DB: Mapping[str, float] = MappingProxyType(
+    {"float32": 60.0, "float16": 60.0, "bfloat16": 50.0, "int16": 60.0}
+)
 """Smallest ratio of a channel's variance to the error's, in decibels, that is stored.
 
 60 dB is an error of a thousandth of the signal's standard deviation, far below an EEG
 amplifier's own noise. float16 reaches 73 dB on a real high-passed EEG; a DC offset of
-half a millivolt takes it to 47-55 dB, where this rule speaks up.
+half a millivolt takes it to 47-55 dB, where this rule speaks up. bfloat16 keeps 55 dB of
+any signal without an offset: who asks for it has chosen that, and is told of an offset only.
 """
 
 _INT16_STEPS = 32767
@@ -335,11 +340,11 @@ class ErrorMeter:
                     f"Channel {name} has {error.n_nan + error.n_infinite} samples that are not numbers, "
                     "int16 holds none. Use precision float32."
                 )
-        if errors[worst].snr_db < MIN_SNR_DB:
+        if errors[worst].snr_db < MIN_SNR_DB[precision]:
             remedy = "float32" if precision == "int16" else "int16 (it removes the offset) or float32"
             return (
                 f"Channel {names[worst]} would keep {errors[worst].snr_db:.1f} dB in {precision}, the rule "
-                f"is {MIN_SNR_DB:.0f} dB (mean {errors[worst].mean:.5g}, standard deviation "
+                f"is {MIN_SNR_DB[precision]:.0f} dB (mean {errors[worst].mean:.5g}, standard deviation "
                 f"{errors[worst].std:.5g} {unit}). High-pass it, or use precision {remedy}."
             )
         return None

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from engram.errors import InputError, StoreMissing
+from engram.errors import InputError, StoreDamaged, StoreMissing
 from engram.store.backend import Backend, Part, open_backend
 from engram.store.format import BUILDING, MANIFEST, Manifest, call_folder
 from engram.store.grid import Grid
@@ -175,6 +175,8 @@ class Store:
         for row in self.signals.to_pylist():
             part = parts[row["part"]]
             grid = Grid(part["n_samples"], tuple(part["sample_shape"]), part["dtype"])
+            if Part(row["part"], row["signal"], grid).file not in self.manifest.files:
+                raise StoreDamaged(f"The tables name part {row['part']!r}, which {MANIFEST} does not list.")
             extents[row["recording"], row["signal"]] = Extent(
                 row["recording"], Part(row["part"], row["signal"], grid), row["start"], row["stop"],
                 row["rate_hz"], row["start_s"], part["precision"], row["layout"],
