@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from engram.memory.limits import Limit
     from engram.preparation.ingest import Prepared, Progress
     from engram.recordings.recording import Refusal, Source
     from engram.store.reader import Store
@@ -398,7 +399,7 @@ def memory_command(*, as_json: _Json = False) -> None:
     if as_json:
         rows = [
             {"kind": each.kind, "where": str(each.where), "allowed_bytes": each.allowed_bytes,
-             "used_bytes": each.used_bytes, "binds": each == binding}
+             "used_bytes": each.used_bytes, "binds": _is_same(each, binding)}
             for each in limits
         ]  # fmt: skip
         _print_json({"limits": rows})
@@ -406,9 +407,13 @@ def memory_command(*, as_json: _Json = False) -> None:
     table = _table("limit", ">allowed", ">used", ">free", "", "where")
     for each in limits:
         sizes = (format_bytes(n) for n in (each.allowed_bytes, each.used_bytes, each.free_bytes))
-        binds = (each.kind, each.where) == (binding.kind, binding.where)
-        table.add_row(each.kind, *sizes, "binds" if binds else "", str(each.where))
+        table.add_row(each.kind, *sizes, "binds" if _is_same(each, binding) else "", str(each.where))
     _print(table)
+
+
+def _is_same(limit: Limit, other: Limit) -> bool:
+    """Tell limits apart by what they are; what is used of them was read at two moments."""
+    return (limit.kind, limit.where) == (other.kind, other.where)
 
 
 @app.command("generate")

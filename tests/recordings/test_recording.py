@@ -18,7 +18,6 @@ from engram.recordings.recording import (
     Events,
     Signal,
     Source,
-    fields_text,
     read_blocks,
     signal_named,
 )
@@ -75,11 +74,6 @@ def test_an_unknown_signal_is_told_with_those_there_are(source: ArraySource) -> 
         pytest.raises(InputError, match=r"no signal 'x' .* one of: eeg"),
     ):
         signal_named(recording.signals, "x")
-
-
-def test_fields_are_written_in_one_form() -> None:
-    """The same fields give the same text, whatever their order."""
-    assert fields_text({"b": 1, "a": "ä"}) == fields_text({"a": "ä", "b": 1}) == '{"a": "ä", "b": 1}'
 
 
 def test_a_folder_is_read_by_what_it_is(tmp_path: Path) -> None:

@@ -252,9 +252,12 @@ def open_raw(path: Path) -> BaseRaw:
     if form is None:
         raise InputError(f"{path.name} is of no known format. Use one of: {', '.join(sorted(FORMATS))}.")
     with _as_source_error(path):
-        with warnings.catch_warnings(record=True) as caught:
+        mne = _mne()
+        # MNE gives its warnings to Python only while it also prints them on standard output, which
+        # is not the reader's to write on: that print is caught, and the warnings are heeded below.
+        with warnings.catch_warnings(record=True) as caught, mne.utils.catch_logging():
             warnings.simplefilter("always")
-            raw = getattr(_mne_io(), form.reader)(path, preload=False, verbose="WARNING")
+            raw = getattr(mne.io, form.reader)(path, preload=False, verbose="WARNING")
         if form.check is not None:
             form.check(path, raw)
     _heed(caught, path)
@@ -360,12 +363,12 @@ class RawRecording:
         self.close()
 
 
-def _mne_io() -> Any:
+def _mne() -> Any:
     try:
         import mne
     except ImportError as error:
         raise MissingExtra("mne", "eeg") from error
-    return mne.io
+    return mne
 
 
 @contextmanager
