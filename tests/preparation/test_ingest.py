@@ -185,6 +185,37 @@ def test_steps_are_never_mixed_in_one_store(corpus: Path, tmp_path: Path) -> Non
     assert digest(tmp_path / "store") == before
 
 
+def test_a_recording_that_the_new_steps_refuse_is_no_longer_served(tmp_path: Path) -> None:
+    """Its old samples were made by other steps; a store never mixes them."""
+    recordings = {"a": ArrayRecording({"eeg": eeg()}), "b": ArrayRecording({"eeg": eeg(offset=3e4)})}
+    prepare(ArraySource(recordings), tmp_path / "store", precision="float32")
+    again = prepare(ArraySource(recordings), tmp_path / "store")
+
+    assert again.refused() == {"precision": 1}
+    assert again.store.recordings["recording"].to_pylist() == ["a"]
+    assert verify(tmp_path / "store").unlisted == ()
+
+
+def test_a_source_that_breaks_later_leaves_what_is_stored(copy: Path, tmp_path: Path) -> None:
+    """With the same steps, the store keeps the samples that it has."""
+    first = prepare(copy, tmp_path / "store")
+    key = first.store.recordings["recording"][0].as_py()
+    entry = next(entry for entry in BidsSource(copy).entries() if entry.id == key)
+    entry.files[0].path.write_bytes(b"not a recording any more")
+    again = prepare(copy, tmp_path / "store")
+
+    assert key in {refusal.id for refusal in again.refusals}
+    assert again.changed == {}
+    with again.store as store:
+        assert len(store.read(key, "eeg")) > 0
+
+
+def test_a_number_of_jobs_that_means_nothing_is_refused(corpus: Path, tmp_path: Path) -> None:
+    """joblib's rule, as our error."""
+    with pytest.raises(InputError, match="n_jobs=0"):
+        prepare(corpus, tmp_path / "store", n_jobs=0)
+
+
 def test_a_mended_file_is_taken_up(copy: Path, corpus: Path, tmp_path: Path) -> None:
     """What was refused is tried again at the next call."""
     first = prepare(copy, tmp_path / "store")

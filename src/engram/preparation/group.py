@@ -301,7 +301,8 @@ def _store_signal(
     writer: GroupWriter, task: GroupTask, entry: Entry, recording: Recording, signal: Signal
 ) -> None:
     steps = task.recipe.block_steps(signal.name)
-    _check_fits(task, entry, _peak_bytes(signal, steps), "one block and its temporaries")
+    peak_bytes = entry.resident_bytes + _peak_bytes(signal, steps)
+    _check_fits(task, entry, peak_bytes, "one block and its temporaries")
     chain = bind(recording, signal.name, steps, _block_bytes(signal))
     out = chain.signal
     if out.n_samples == 0 or out.array.sample_bytes == 0:

@@ -144,12 +144,22 @@ class _Stages:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class _Changes:
     """What is to be done, from the listing and the store."""
 
     todo: tuple[Entry, ...]
     n_unchanged: int
     changed: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How it is to be done."""
+
+    tasks: tuple[GroupTask, ...]
+    waiting: tuple[GroupTask, ...]
+    """Those that no unfinished build has finished."""
+    budget: Budget
 
 
 def prepare(
@@ -214,7 +224,7 @@ def prepare(
         If the disk refuses to be written.
     """
     root, stages, size = Path(store), _Stages(), _part_size(part_bytes)
-    recipe = make_recipe(steps, precision)
+    recipe, budget = make_recipe(steps, precision), Budget.of(memory)
     with watch_peak() as watch:
         with stages.stage("list"):
             source = as_source(source)
@@ -226,25 +236,28 @@ def prepare(
         with locked(root):
             build = _Build(root, source, recipe)
             with stages.stage("compare"):
-                plan = build.compare(entries)
-            if plan.todo:
+                changes = build.compare(entries)
+            if changes.todo:
                 with stages.stage("plan"):
-                    tasks, budget = build.plan(plan.todo, refusals, Budget.of(memory), n_jobs, size)
+                    plan = build.plan(changes.todo, refusals, budget, n_jobs, size)
+                    budget = plan.budget
                 with stages.stage("build"):
-                    build.run(tasks, budget, n_jobs, watch, progress)
+                    build.run(plan, n_jobs, watch, progress)
                 with stages.stage("commit"):
-                    n_prepared, refusals = build.commit(tasks)
+                    n_prepared, refusals = build.commit(plan.tasks)
             else:
-                budget, n_prepared = Budget.of(memory), 0
+                n_prepared = 0
                 sweep(root, build.manifest)
     if not (root / MANIFEST).exists():
         raise SourceError(
             f"No recording can be stored ({_count(refusals)}). {refusals[0].id}: {refusals[0].detail}"
         )
-    prepared = {entry.id for entry in plan.todo} - {refusal.id for refusal in refusals}
-    changed = {key: reason for key, reason in plan.changed.items() if key in prepared}
+    prepared = {entry.id for entry in changes.todo} - {refusal.id for refusal in refusals}
+    changed = {key: reason for key, reason in changes.changed.items() if key in prepared}
     notes = tuple(stages.notes)
-    return Prepared(Store(root), n_prepared, plan.n_unchanged, changed, refusals, watch.peak, budget, notes)
+    return Prepared(
+        Store(root), n_prepared, changes.n_unchanged, changed, refusals, watch.peak, budget, notes
+    )
 
 
 def _part_size(part_bytes: int | str) -> int:
@@ -279,7 +292,7 @@ class _Build:
         self.call = 1 + max((call.number for call in self.manifest.calls), default=-1)
         self.steps_hash = steps_hash(recipe.settings(), recipe.precision)
 
-    def compare(self, entries: Sequence[Entry]) -> _Plan:
+    def compare(self, entries: Sequence[Entry]) -> _Changes:
         """Find what is new or changed; refuse to mix recordings of different steps."""
         stored = self._stored()
         todo, changed = [], {}
@@ -299,7 +312,7 @@ class _Build:
         self._refuse_mixture(stored)
         for key, reason in sorted(changed.items()):
             logger.info("prepared again: %s, %s", key, reason)
-        return _Plan(tuple(todo), len(entries) - len(todo), changed)
+        return _Changes(tuple(todo), len(entries) - len(todo), changed)
 
     def _stored(self) -> dict[str, Fingerprint]:
         if not self.manifest.calls:
@@ -324,12 +337,10 @@ class _Build:
         budget: Budget,
         n_jobs: int | None,
         part_bytes: int,
-    ) -> tuple[list[GroupTask], Budget]:
+    ) -> _Plan:
         """Decide groups, memory and disk before anything is written."""
-        from joblib import effective_n_jobs
-
         groups = group_entries(todo, part_bytes)
-        jobs = min(effective_n_jobs(n_jobs), len(groups))
+        jobs = min(_count_jobs(n_jobs), len(groups))
         stored_share, peak_bytes = self._probe(todo)
         budget = budget.spend("this process", read_usage().unreclaimable_bytes)
         if jobs > 1:
@@ -337,17 +348,17 @@ class _Build:
         budget = budget.spend(f"samples of {jobs} jobs" if jobs > 1 else "samples", jobs * peak_bytes)
         blocks_bytes = peak_bytes + budget.left_bytes // jobs
         allowed_bytes = WORKER_BYTES + blocks_bytes if jobs > 1 else budget.allowed_bytes
-        tasks = [
+        tasks = tuple(
             GroupTask(
                 self.root, self.call, number, self.source, group, refusals if number == 0 else (),
                 self.recipe, self.steps_hash, blocks_bytes, allowed_bytes, os.getpid(),
             )
             for number, group in enumerate(groups)
-        ]  # fmt: skip
+        )  # fmt: skip
         sweep(self.root, self.manifest, keep_call=self.call)
-        waiting = sum(_size(task) for task in tasks if not self._is_finished(task))
-        check_free_space(self.root, int(waiting * stored_share))
-        return tasks, budget
+        waiting = tuple(task for task in tasks if not self._is_finished(task))
+        check_free_space(self.root, int(sum(map(_size, waiting)) * stored_share))
+        return _Plan(tasks, waiting, budget)
 
     def _probe(self, todo: Sequence[Entry]) -> tuple[float, int]:
         """Open a few headers: stored bytes per source byte, and the peak of one job's samples."""
@@ -394,24 +405,17 @@ class _Build:
             return False
 
     def run(
-        self,
-        tasks: Sequence[GroupTask],
-        budget: Budget,
-        n_jobs: int | None,
-        watch: PeakWatch,
-        progress: Callable[[Progress], None] | None,
+        self, plan: _Plan, n_jobs: int | None, watch: PeakWatch, progress: Callable[[Progress], None] | None
     ) -> None:
         """Build the groups that are not finished yet, one job each."""
-        waiting = [task for task in tasks if not self._is_finished(task)]
-        logger.info("building %d of %d groups", len(waiting), len(tasks))
-        with _reporting(tasks, watch, progress) if progress else nullcontext():
-            for _ in _results(waiting, n_jobs):
+        logger.info("building %d of %d groups", len(plan.waiting), len(plan.tasks))
+        allowed_bytes = plan.budget.allowed_bytes
+        with _reporting(plan.tasks, watch, progress) if progress else nullcontext():
+            for _ in _results(plan.waiting, n_jobs):
                 used = watch.now().unreclaimable_bytes
-                if used > budget.allowed_bytes:
-                    message = (
-                        "Memory passed the budget. Finished parts are kept: give more memory, or fewer jobs"
-                    )
-                    raise MemoryExceeded(message, used_bytes=used, allowed_bytes=budget.allowed_bytes)
+                if used > allowed_bytes:
+                    message = "Memory passed the budget. Finished parts are kept: give more, or fewer jobs"
+                    raise MemoryExceeded(message, used_bytes=used, allowed_bytes=allowed_bytes)
 
     def commit(self, tasks: Sequence[GroupTask]) -> tuple[int, tuple[Refusal, ...]]:
         """Add the finished groups to the store, unless they hold nothing new."""
@@ -444,13 +448,18 @@ class _Build:
         return {Refusal(r["recording"], r["reason"], r["detail"]) for r in table.to_pylist()}
 
     def _replaced(self, stored: set[str]) -> list[int]:
-        """Find the calls that hold no recording in force any more."""
+        """Find the calls that hold no recording in force any more.
+
+        A call of other steps is one even where a recording of it is refused now: steps are
+        never mixed, and ``compare`` has seen to it that all its recordings are listed.
+        """
         later, replaced = set(stored), []
         for call in reversed(self.manifest.calls):
-            own = set(Store(self.root).recordings_of(call.number))
-            if own <= later:
+            own = Store(self.root).fingerprints_of(call.number)
+            is_other = any(Fingerprint.parse(text).steps != self.steps_hash for text in own.values())
+            if is_other or own.keys() <= later:
                 replaced.append(call.number)
-            later |= own
+            later |= own.keys()
         return replaced
 
     def _settings(self, tasks: Sequence[GroupTask]) -> dict[str, list[dict[str, Any]]]:
@@ -473,11 +482,21 @@ def _size(task: GroupTask) -> int:
     return sum(entry.size_bytes for entry in task.entries)
 
 
+def _count_jobs(n_jobs: int | None) -> int:
+    """Ask joblib how many jobs it would run at once."""
+    from joblib import effective_n_jobs
+
+    try:
+        return int(effective_n_jobs(n_jobs))
+    except ValueError as error:
+        raise InputError(f"n_jobs={n_jobs}: {error}. Use 1 or more, or -1 for all cores.") from error
+
+
 def _results(tasks: Sequence[GroupTask], n_jobs: int | None) -> Iterator[int]:
     """Run the jobs here, or where joblib's backend puts them, and give each one's number."""
-    from joblib import Parallel, delayed, effective_n_jobs
+    from joblib import Parallel, delayed
 
-    if min(effective_n_jobs(n_jobs), len(tasks)) <= 1:
+    if min(_count_jobs(n_jobs), len(tasks)) <= 1:
         yield from map(build_group, tasks)
     else:
         # One job per dispatch: a group is minutes of work, and results tell of memory.

@@ -154,18 +154,17 @@ class Store:
             tables.append(table)
         return pa.concat_tables(tables, promote_options="default")
 
-    def recordings_of(self, call: int) -> list[str]:
-        """List the ids of the recordings that a call stored, replaced since or not."""
+    def fingerprints_of(self, call: int) -> dict[str, str]:
+        """Give the recordings that a call stored, replaced since or not: id -> fingerprint."""
         table = read_table(self.path / call_folder(call) / "recordings.parquet")
-        ids: list[str] = table["recording"].to_pylist()
-        return ids
+        return dict(zip(table["recording"].to_pylist(), table["fingerprint"].to_pylist(), strict=True))
 
     @cached_property
     def _call_of(self) -> dict[str, int]:
         """The last call that stored each recording."""
         calls: dict[str, int] = {}
         for call in self.manifest.calls:
-            calls |= dict.fromkeys(self.recordings_of(call.number), call.number)
+            calls |= dict.fromkeys(self.fingerprints_of(call.number), call.number)
         return calls
 
     @cached_property
