@@ -17,7 +17,8 @@ class ArraySpec:
     Raises
     ------
     ValueError
-        If the dtype is unknown, a length is negative, or axes and shape differ in number.
+        If the dtype is unknown or not of numbers, a length is negative, or axes and shape
+        differ in number.
 
     Examples
     --------
@@ -35,10 +36,14 @@ class ArraySpec:
 
     def __post_init__(self) -> None:
         try:
-            name = np.dtype(self.dtype).name
+            dtype = np.dtype(self.dtype)
         except TypeError:
             raise ValueError(f"Unknown dtype {self.dtype!r}. Use a NumPy name such as 'float32'.") from None
-        object.__setattr__(self, "dtype", name)
+        if dtype.kind not in "biufc":
+            raise ValueError(
+                f"Elements of {dtype.name} are no numbers. Use booleans, integers, floats or complex numbers."
+            )
+        object.__setattr__(self, "dtype", dtype.name)
         if not self.shape or min(self.shape) < 0:
             raise ValueError(f"A shape needs at least one axis and no negative length, not {self.shape}.")
         if len(self.axes) != len(self.shape):

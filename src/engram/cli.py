@@ -1,7 +1,8 @@
 """The command line: parse, call, print, exit code.
 
 Exit codes: 0 done; 1 a store is damaged; 2 the input has to be changed; 3 something does
-not fit or the disk refuses; 4 the store is being built or is missing.
+not fit, the disk refuses or a worker was killed; 4 the store is being built or is missing;
+130 interrupted by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from engram import __version__
 from engram.errors import (
     DoesNotFit,
     EngramError,
+    InputError,
     MemoryExceeded,
     StoreDamaged,
     StoreLocked,
@@ -70,8 +72,21 @@ def _root(
     if version:
         typer.echo(f"engram {__version__}")
         raise typer.Exit
-    if verbose:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler()
+    handler.addFilter(_once)
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(name)s: %(message)s", handlers=[handler], force=True)
+
+
+_told: set[str] = set()
+
+
+def _once(record: logging.LogRecord) -> bool:
+    """Tell a warning once, though its file is opened twice: to plan, and to read."""
+    text = record.getMessage()
+    is_new = record.levelno < logging.WARNING or text not in _told
+    _told.add(text)
+    return is_new
 
 
 @app.command("list")
@@ -102,7 +117,7 @@ def list_command(
     _print(table)
     size = sum(entry.size_bytes for entry in entries)
     subjects_found = {entry.fields.get("subject", entry.id) for entry in entries}
-    _print(f"{len(entries)} recordings of {len(subjects_found)} subjects, {format_bytes(size)}")
+    _print(f"{_n(len(entries), 'recording')} of {_n(len(subjects_found), 'subject')}, {format_bytes(size)}")
     _print_refusals(refusals)
 
 
@@ -126,7 +141,9 @@ def prepare_command(
     low_pass: Annotated[float | None, typer.Option(help="Low-pass at this frequency in Hz.")] = None,
     reference: Annotated[str | None, typer.Option(help="'average', or channels: M1,M2.")] = None,
     resample: Annotated[float | None, typer.Option(help="Resample to this rate in Hz.")] = None,
-    precision: Annotated[str, typer.Option(help="default, float32, float16, bfloat16 or int16.")] = "default",
+    precision: Annotated[
+        str, typer.Option(help="default, float32, float16, bfloat16, int16 or exact.")
+    ] = "default",
     memory: Annotated[str | None, typer.Option(help="Memory budget, such as '700 MB'.")] = None,
     jobs: Annotated[int, typer.Option(help="Jobs at once.")] = 1,
     as_json: _Json = False,
@@ -169,9 +186,7 @@ def _source(
     from engram.recordings import as_source
 
     filters: dict[str, Any] = {
-        "subjects": int(subjects)
-        if subjects and subjects.isdigit() and len(subjects) < 5
-        else _values(subjects),
+        "subjects": _subjects(subjects),
         "sessions": _values(sessions),
         "tasks": _values(tasks),
         "runs": _values(runs),
@@ -181,8 +196,30 @@ def _source(
     return as_source(root, **chosen, **({"mini": True} if mini else {}))
 
 
+def _subjects(text: str | None) -> int | list[str] | None:
+    """Read ``--subjects``: a plain number counts subjects, anything else names them."""
+    if text is not None and text.isdigit() and str(int(text)) == text:
+        return int(text)
+    values = _values(text)
+    return values and [value.removeprefix("sub-") for value in values]
+
+
 def _values(text: str | None) -> list[str] | None:
-    return [value.strip() for value in text.split(",")] if text else None
+    if text is None:
+        return None
+    values = [value.strip() for value in text.split(",")]
+    if not all(values):
+        raise InputError(f"{text!r} has an empty value. Write values with commas between them: A,B.")
+    return values
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in _values(text) or ())
+    except ValueError as error:
+        raise InputError(
+            f"{text!r} are not all numbers. Write them with commas between them: 50,100."
+        ) from error
 
 
 def _steps(
@@ -199,19 +236,19 @@ def _steps(
     from engram.preparation import steps
 
     chosen: list[Any] = []
-    if pick:
+    if pick is not None:
         chosen.append(steps.PickChannels(tuple(_values(pick) or ())))
     if drop_flat:
         chosen.append(steps.DropFlat())
-    if notch:
-        chosen.append(steps.Notch(tuple(float(f) for f in _values(notch) or ())))
+    if notch is not None:
+        chosen.append(steps.Notch(_numbers(notch)))
     if high_pass is not None and low_pass is not None:
         chosen.append(steps.BandPass(high_pass, low_pass))
     elif high_pass is not None:
         chosen.append(steps.HighPass(high_pass))
     elif low_pass is not None:
         chosen.append(steps.LowPass(low_pass))
-    if reference:
+    if reference is not None:
         names = _values(reference) or []
         chosen.append(steps.Rereference("average" if names == ["average"] else tuple(names)))
     if resample is not None:
@@ -344,8 +381,8 @@ def _print_calls(store: Store) -> None:
         for signal, steps in call.steps.items():
             _print(f"  {signal}: {' > '.join(_step_text(step) for step in steps) or 'as it is'}")
         for signal, worst in call.errors.items():
-            figures = f"{worst['min_snr_db']:.1f} dB, {worst['max_error']:.3g} at most"
-            _print(f"  {signal} error, worst channel: {figures} ({worst['recording']}, {worst['channel']})")
+            figures = f"{worst['min_snr_db']:.1f} dB, off by {worst['max_error']:.3g} {worst['unit']} at most"
+            _print(f"  {signal}, worst channel: {figures} ({worst['recording']}, {worst['channel']})")
     refusals = store.table("refusals").to_pylist()
     counts: dict[str, int] = {}
     for row in refusals:
@@ -383,8 +420,8 @@ def verify_command(
             _print(f"damaged: {damage.path} ({damage.kind}): {damage.where}")
         for name in found.unlisted:
             _print(f"not part of the store: {name}")
-        verdict = "sound" if found.is_sound else f"{len(found.damages)} files damaged"
-        _print(f"{found.n_files} files, {format_bytes(found.n_bytes)}: {verdict}")
+        verdict = "sound" if found.is_sound else f"{_n(len(found.damages), 'file')} damaged"
+        _print(f"{_n(found.n_files, 'file')}, {format_bytes(found.n_bytes)}: {verdict}")
     if not found.is_sound:
         raise typer.Exit(1)
 
@@ -452,13 +489,18 @@ def _table(*headers: str) -> Table:
     return table
 
 
+def _n(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def _print(what: str | Table) -> None:
     if isinstance(what, str):
         typer.echo(what)
         return
     from rich.console import Console
 
-    Console().print(what)
+    # A pipe has no width: a table that is folded at 80 columns is of no use to grep.
+    Console(width=None if sys.stdout.isatty() else 10_000).print(what)
 
 
 def _print_json(value: Any) -> None:
@@ -473,6 +515,9 @@ def _print_refusals(refusals: Sequence[Refusal]) -> None:
     for refusal in refusals:
         _print(f"refused: {refusal.id} ({refusal.reason}): {refusal.detail}")
 
+
+_INTERRUPTED = 130
+"""What shells give for Ctrl-C, and typer too."""
 
 _EXIT_CODES: tuple[tuple[type[EngramError], int], ...] = (
     (StoreDamaged, 1),
@@ -490,6 +535,12 @@ def main() -> None:
     """Run the command line; an error of ours is one line on stderr and an exit code."""
     try:
         app()
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            typer.echo(
+                "engram: interrupted. Run the same again: what is finished is not done again.", err=True
+            )
+        raise
     except EngramError as error:
         typer.echo(f"engram: {error}", err=True)
         code = next(code for kind, code in _EXIT_CODES if isinstance(error, kind))

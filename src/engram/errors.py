@@ -7,7 +7,7 @@
     ├── SourceError (Exception)            fix or skip this recording
     ├── StoreMissing (FileNotFoundError)   prepare it, or correct the path
     ├── StoreFormatError (ValueError)      not a store this version reads: upgrade, or prepare again
-    ├── StoreDamaged (Exception)           run ``engram verify``, prepare again what it names
+    ├── StoreDamaged (Exception)           run ``engram verify``; restore or prepare anew what it names
     ├── StoreLocked (BlockingIOError)      wait for the other builder
     ├── StoreNotWritable (OSError)         write elsewhere, or mend the disk
     ├── DoesNotFit (Exception)             change the budget, or free memory or disk

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from numpy.typing import NDArray
 
 from engram.errors import DoesNotFit, InputError, SourceError, StoreLocked
 from engram.memory.usage import read_usage
+from engram.preparation import fingerprint as fingerprint_module
 from engram.preparation import group as group_module
 from engram.preparation import ingest
 from engram.preparation.group import GroupTask
@@ -22,6 +26,8 @@ from engram.preparation.steps import Clip, DropFlat, HighPass, Resample, Scale
 from engram.recordings.bids import BidsSource
 from engram.recordings.objects import ArrayRecording, ArraySignal, ArraySource
 from engram.recordings.recording import Channel
+from engram.store import crc
+from engram.store.reader import Store
 from engram.store.verify import verify
 from engram.store.writer import locked
 from engram.testing.hbn import HbnCorpus, write_hbn
@@ -185,15 +191,147 @@ def test_steps_are_never_mixed_in_one_store(corpus: Path, tmp_path: Path) -> Non
     assert digest(tmp_path / "store") == before
 
 
-def test_a_recording_that_the_new_steps_refuse_is_no_longer_served(tmp_path: Path) -> None:
-    """Its old samples were made by other steps; a store never mixes them."""
+def test_steps_that_refuse_what_the_store_holds_leave_the_store_as_it_is(tmp_path: Path) -> None:
+    """A precision mistyped on 3,000 recordings may not cost 2,999 of them."""
     recordings = {"a": ArrayRecording({"eeg": eeg()}), "b": ArrayRecording({"eeg": eeg(offset=3e4)})}
     prepare(ArraySource(recordings), tmp_path / "store", precision="float32")
-    again = prepare(ArraySource(recordings), tmp_path / "store")
 
-    assert again.refused() == {"precision": 1}
-    assert again.store.recordings["recording"].to_pylist() == ["a"]
+    with pytest.raises(InputError, match=r"holds 1 recordings that these .* would refuse, such as b"):
+        prepare(ArraySource(recordings), tmp_path / "store")
+    with Store(tmp_path / "store") as store:
+        assert store.recordings["recording"].to_pylist() == ["a", "b"]
+        assert len(store.read("b", "eeg")) == 1000
+    again = prepare(ArraySource(recordings), tmp_path / "store", precision="float32")
+    assert (again.n_prepared, again.n_unchanged) == (0, 2)
     assert verify(tmp_path / "store").unlisted == ()
+
+
+def test_a_folder_of_somebody_else_is_not_touched(corpus: Path, tmp_path: Path) -> None:
+    """Its own parts, tables and building are no leftovers of ours."""
+    for name in ("parts/deep/thesis.txt", "tables/results.parquet", "building/plan.dwg"):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_text("mine")
+    before = digest(tmp_path / "mine")
+
+    with pytest.raises(InputError, match=r"mine is no store and is not empty: it holds building/plan.dwg"):
+        prepare(corpus, tmp_path / "mine")
+    with pytest.raises(InputError, match="is no store and is not empty"):
+        prepare(corpus, corpus)
+    assert digest(tmp_path / "mine") == before
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="is a file"):
+        prepare(corpus, tmp_path / "file")
+
+
+def test_strangers_in_a_store_are_left_alone(corpus: Path, tmp_path: Path) -> None:
+    """What is not named as ours is not removed, links included."""
+    prepare(corpus, tmp_path / "store")
+    (tmp_path / "store/tables/mine.csv").write_text("mine")
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "store/parts/9999-00000-eeg-0").symlink_to(tmp_path / "precious")
+    prepare(corpus, tmp_path / "store", steps=[HighPass(1.0)])
+
+    assert (tmp_path / "store/tables/mine.csv").read_text() == "mine"
+    assert (tmp_path / "precious").is_dir()
+    assert verify(tmp_path / "store").is_sound
+
+
+def test_an_unreadable_file_is_a_refusal_and_not_the_stores_fault(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad sector under one recording does not stop the others."""
+    bad = BidsSource(copy).entries()[0]
+    original = crc.file_crc32c
+
+    def read(path: Path) -> int:
+        if path == bad.files[0].path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return original(path)
+
+    monkeypatch.setattr(fingerprint_module, "file_crc32c", read)
+    prepared = prepare(copy, tmp_path / "store")
+
+    refusal = next(refusal for refusal in prepared.refusals if refusal.id == bad.id)
+    assert (refusal.reason, "Input/output error" in refusal.detail) == ("unreadable", True)
+    assert prepared.n_prepared > 5
+
+
+def test_any_column_name_of_a_table_is_a_column(corpus: Path, copy: Path, tmp_path: Path) -> None:
+    """events.tsv is the user's: table, self and recording are names like any other."""
+    for path in copy.rglob("*_events.tsv"):
+        rows = path.read_text().splitlines()
+        longer = [rows[0] + "\ttable\tself\trecording", *(row + "\ta\tb\tc" for row in rows[1:])]
+        path.write_text("\n".join(longer))
+    with prepare(copy, tmp_path / "store").store as store:
+        assert {"table", "self", "event_recording"} <= set(store.events.column_names)
+
+
+def test_more_memory_between_kill_and_resume_counts(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal for memory is not taken over: it advised to give more."""
+    original = group_module._check_fits
+
+    def check(task: Any, entry: Any, n_bytes: int, why: str) -> None:
+        original(replace(task, blocks_bytes=0), entry, n_bytes, why)
+
+    prepare(corpus, tmp_path / "whole", part_bytes="2 MB")
+    with monkeypatch.context() as patch:
+        patch.setattr(group_module, "_check_fits", check)
+        stop_after(patch, 2)
+        with pytest.raises(_Stopped):
+            prepare(corpus, tmp_path / "store", part_bytes="2 MB")
+    prepare(corpus, tmp_path / "store", part_bytes="2 MB")
+
+    assert digest(tmp_path / "store") == digest(tmp_path / "whole")
+
+
+def test_a_group_that_lost_a_file_before_the_commit_is_built_again(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill inside the clearing of an old build, or a part that went missing."""
+    prepare(corpus, tmp_path / "whole", part_bytes="2 MB")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(_Stopped):
+            prepare(corpus, tmp_path / "store", part_bytes="2 MB")
+    shutil.rmtree(next((tmp_path / "store/parts").glob("0000-00000-*")))
+    (tmp_path / "store/building/0000-00001/scales.parquet").unlink()
+    prepare(corpus, tmp_path / "store", part_bytes="2 MB")
+
+    assert digest(tmp_path / "store") == digest(tmp_path / "whole")
+    assert verify(tmp_path / "store").is_sound
+
+
+def test_refusals_are_told_once_and_as_long_as_they_are_true(tmp_path: Path) -> None:
+    """Over several calls, each of which refuses the same recording again."""
+    good = {name: ArrayRecording({"eeg": eeg(seed=i)}) for i, name in enumerate("abc")}
+    bad = {"x": ArrayRecording({"eeg": eeg(offset=1e5)})}
+    for n in (1, 2, 3):
+        prepare(ArraySource(bad | dict(list(good.items())[:n])), tmp_path / "store")
+    with Store(tmp_path / "store") as store:
+        assert store.table("refusals")["recording"].to_pylist() == ["x"]
+
+
+def test_an_id_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
+    """A source of somebody's own may do that."""
+
+    class Twice(ArraySource):
+        def entries(self) -> tuple[Any, ...]:
+            return (*super().entries(), *super().entries())
+
+    with pytest.raises(InputError, match="lists 'a' more than once"):
+        prepare(Twice({"a": ArrayRecording({"eeg": eeg()})}), tmp_path / "store")
+
+
+@pytest.mark.parametrize("content", ["[]", "\udcff", "{"])
+def test_notes_that_are_none_are_read_as_none(corpus: Path, tmp_path: Path, content: str) -> None:
+    """The files are then read once more."""
+    prepare(corpus, tmp_path / "store")
+    for path in (tmp_path / "cache/engram").iterdir():
+        path.write_text(content, errors="surrogateescape")
+
+    assert prepare(corpus, tmp_path / "store").n_prepared == 0
 
 
 def test_a_source_that_breaks_later_leaves_what_is_stored(copy: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_float32_is_mne_bit_for_bit(name: str, tmp_path: Path) -> None:
 
 
 # A BioSemi recording without a high-pass: its offset of half a millivolt is not float16's.
-REFUSED = {"eeg_formats/test.bdf": r"Channel A2 would keep 47.1 dB in float16, the rule is 60 dB \(mean -588"}
+REFUSED = {"eeg_formats/test.bdf": r"Channel A2 would keep 47.5 dB in float16, the rule is 60 dB \(mean -588"}
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -187,7 +188,7 @@ def test_what_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:
     folder = "sub-A/eeg/sub-A_task"
     files = {
         f"{folder}-{name}": None
-        for name in ("a_eeg.cnt", "b_eeg.vhdr", "c_eeg.eeg", "d_eeg.json", "e_eeg.bdf")
+        for name in ("a_eeg.cnt", "b_eeg.vhdr", "c_eeg.eeg", "d_eeg.json", "e_eeg.bdf", "h_eeg.bdf.gz")
     }
     root = write_dataset(tmp_path, files)
     (root / f"{folder}-f_eeg.bdf").symlink_to(root / ".git/annex/objects/absent")
@@ -200,7 +201,103 @@ def test_what_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:
         "c": "Convert it to BDF, EDF or BrainVision.",
         "f": "Fetch it, for example with datalad get.",
         "g": "Convert it to BDF, EDF or BrainVision.",
+        "h": "Unpack it.",
     }
+    reasons = {refusal.id[-1]: refusal.reason for refusal in source.refusals()}
+    assert reasons == dict.fromkeys("acgh", "format") | dict.fromkeys("bf", "files")
+
+
+def test_of_two_formats_of_a_recording_one_is_taken(tmp_path: Path) -> None:
+    """The first by name; each other file is refused under its own name, and so is a compressed copy."""
+    ends = ("bdf", "bdf.gz", "edf", "vhdr", "eeg", "json")
+    source = BidsSource(write_dataset(tmp_path, {f"sub-A/eeg/sub-A_task-x_eeg.{end}": None for end in ends}))
+    (entry,) = source.entries()
+    assert (entry.id, [file.path.name for file in entry.files]) == ("sub-A_task-x", ["sub-A_task-x_eeg.bdf"])
+    found = {refusal.id.removeprefix("sub-A_task-x_eeg."): refusal for refusal in source.refusals()}
+    assert {end: refusal.reason for end, refusal in found.items()} == {
+        "bdf.gz": "format",
+        "edf": "duplicate",
+        "vhdr": "duplicate",
+    }
+    assert found["edf"].detail == (
+        "sub-A_task-x_eeg.edf is the same recording as sub-A_task-x_eeg.bdf, which is taken. "
+        "Remove one of them."
+    )
+
+
+def test_a_folder_that_may_not_be_listed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever task is asked for: it could be in there. A filter on subjects still leaves it out."""
+    root = write_dataset(tmp_path, names(("A", "B"), runs=()))
+    scandir = os.scandir
+
+    def refuse(path: Path) -> object:
+        if path == root / "sub-B" / "eeg":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    source = BidsSource(root, tasks="RestingState")
+    assert ids(source) == ["sub-A_task-RestingState"]
+    assert [(r.id, r.reason) for r in source.refusals()] == [("sub-B/eeg", "files")]
+    assert BidsSource(root, subjects="A").refusals() == ()
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_number_of_subjects_is_at_least_one(number: int) -> None:
+    """-1 is not all but one."""
+    with pytest.raises(InputError, match=f"subjects={number} asks for no subject"):
+        BidsSource(Path("x"), subjects=number)
+
+
+def test_filters_given_as_lists_can_be_hashed() -> None:
+    """A source is a value, whatever its filters were given as."""
+    source = BidsSource(Path("x"), tasks=["a", "b"], runs=[1, 2])
+    assert hash(source) == hash(BidsSource(Path("x"), tasks=("a", "b"), runs=(1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (b"subject\tage\nsub-A\t9\n", "has no column participant_id, only subject, age"),
+        (b"participant_id\tage\nsub-A\t9\nsub-A\t10\n", "two that differ for 'A'"),
+        (b"participant_id\tage\nn/a\t9\n", "a row without a participant"),
+        ("participant_id\tname\nsub-A\tJos\u00e9\n".encode("latin-1"), "is not UTF-8 .* Save it as UTF-8"),
+    ],
+)
+def test_broken_participants_are_an_error(tmp_path: Path, table: bytes, says: str) -> None:
+    """The table of all subjects is mended before anything is prepared."""
+    root = write_dataset(tmp_path, names(("A",), runs=()))
+    (root / "participants.tsv").write_bytes(table)
+    with pytest.raises(InputError, match=says):
+        BidsSource(root).entries()
+
+
+def test_a_participant_may_be_repeated_word_for_word(tmp_path: Path) -> None:
+    """Equal rows say one thing."""
+    table = "participant_id\tage\nsub-A\t9\nsub-A\t9\n"
+    (entry,) = BidsSource(write_dataset(tmp_path, names(("A",), ()) | {"participants.tsv": table})).entries()
+    assert entry.fields["age"] == "9"
+
+
+def test_participants_that_were_not_fetched_are_an_error(tmp_path: Path) -> None:
+    """A link to nowhere is not a dataset without a table."""
+    root = write_dataset(tmp_path, names(("A",), runs=()))
+    (root / "participants.tsv").symlink_to(root / ".git/annex/objects/absent")
+    with pytest.raises(InputError, match=r"participants\.tsv is a link to a file that is not here. Fetch it"):
+        BidsSource(root).entries()
+
+
+def test_data_of_another_recording_are_refused(tmp_path: Path, measured: Path) -> None:
+    """A header in BIDS is held to its own files too."""
+    folder = write_dataset(tmp_path) / "sub-A" / "eeg"
+    folder.mkdir(parents=True)
+    for end in ("vhdr", "vmrk", "dat"):
+        for name in ("testbva", "sub-A_task-x_eeg"):
+            shutil.copyfile(measured / f"eeg_formats/testbva.{end}", folder / f"{name}.{end}")
+    source = BidsSource(tmp_path)
+    (entry,) = source.entries()
+    with pytest.raises(SourceError, match=r"names testbva\.dat, which is not sub-A_task-x_eeg\.dat"):
+        source.open(entry)
 
 
 def test_files_of_an_entry_are_signal_then_sidecars(tmp_path: Path) -> None:

@@ -132,6 +132,9 @@ ONE = np.zeros((5, 2))
         ({"x": ArraySignal(ONE, 0.0)}, {}, "rate 0.0 Hz"),
         ({"x": ArraySignal(ONE, 1.0, axes=("time",))}, {}, "Signal 'x': 2 axes"),
         ({"x": ArraySignal(ONE, 1.0, channels=(Channel("a"),))}, {}, "names 1 channels for 2"),
+        ({"x": ArraySignal(np.array([["a", None]], object), 1.0)}, {}, "Elements of object are no numbers"),
+        ({"x": ArraySignal(np.zeros((5, 2), "M8[s]"), 1.0)}, {}, "Signal 'x': Elements of datetime64"),
+        ({"x": ArraySignal(np.array(["a", "b"]), 1.0)}, {}, "Use booleans, integers, floats or complex"),
         ({"x": ArraySignal(np.array(1.0), 1.0)}, {}, "Signal 'x': A shape needs at least one axis"),
         ({"x": ArraySignal(ONE, 1.0, bank="b")}, {"b": ONE}, "numbers rows of bank 'b' with float64"),
         ({"x": ArraySignal(ONE.astype(int), 1.0, bank="b")}, {}, "refers to bank 'b'"),
@@ -196,6 +199,46 @@ def test_descriptions_that_do_not_tell_apart_are_numbered() -> None:
             "0",
             "1",
         ]
+
+
+class Lazy:
+    """A recording that counts how often it is fetched, as eegdash fetches: by a property."""
+
+    def __init__(self, number: int, record: dict[str, int] | None = None) -> None:
+        self.description = {"subject": number}
+        self.record = record
+        self.n_fetched = 0
+
+    @property
+    def raw(self) -> Any:
+        self.n_fetched += 1
+        if self.description["subject"] == 2:
+            raise OSError("no route\nto host")
+        return raw_array(seed=self.description["subject"])
+
+
+def test_a_dataset_that_fetches_is_asked_once() -> None:
+    """Nothing is fetched to make a source, one recording to open it, and none to list what has a record."""
+    listed = Lazy(0, {"ntimes": 500, "nchans": 3})
+    unlisted = Lazy(1)
+    source = ConcatSource(SimpleNamespace(datasets=[listed, unlisted]))
+    assert (listed.n_fetched, unlisted.n_fetched) == (0, 0)
+    entries = source.entries()
+    assert [entry.size_bytes for entry in entries] == [500 * 3 * 8] * 2
+    assert (listed.n_fetched, unlisted.n_fetched) == (0, 1)
+    source.open(entries[0]).close()
+    assert (listed.n_fetched, unlisted.n_fetched) == (1, 1)
+
+
+def test_a_recording_that_cannot_be_fetched_is_refused_by_name() -> None:
+    """It is listed with the others, and told of when it is opened; so is one that eegdash skipped."""
+    skipped = SimpleNamespace(raw=None, description={"subject": 3})
+    source = ConcatSource(SimpleNamespace(datasets=[Lazy(1), Lazy(2), skipped]))
+    _, broken, without = source.entries()
+    with pytest.raises(SourceError, match=r"^sub-2 cannot be read \(OSError: no route to host\)\."):
+        source.open(broken)
+    with pytest.raises(SourceError, match=r"^sub-3 has no Raw"):
+        source.open(without)
 
 
 def test_braindecode_datasets_are_read_and_their_windows_refused() -> None:

@@ -107,6 +107,13 @@ def test_what_holds_no_recordings_is_an_error(given: object) -> None:
         as_source(given)
 
 
+def test_an_unknown_filter_is_told_with_those_there_are(tmp_path: Path) -> None:
+    """A misspelt filter is an error before anything is looked at."""
+    for given in (tmp_path, [raw()]):
+        with pytest.raises(InputError, match=r"no filter 'subject'. Use one of: subjects, sessions, tasks"):
+            as_source(given, subject=3)
+
+
 def test_filters_need_a_dataset_to_filter(tmp_path: Path) -> None:
     """A filter that could not do anything is an error."""
     with pytest.raises(InputError, match="tasks can be chosen in a BIDS dataset only"):

@@ -13,6 +13,7 @@ from engram.arrays import ArraySpec
 from engram.errors import InputError
 from engram.store.precision import (
     MIN_SNR_DB,
+    STRETCH_SAMPLES,
     ErrorMeter,
     Scaling,
     decode,
@@ -99,11 +100,14 @@ def test_the_meter_measures_what_numpy_measures() -> None:
     x = np.random.default_rng(0).normal([0, 100, -5], [20, 1, 300], (5000, 3))
     single = x.astype(np.float32).astype(np.float64)
     error = single - x.astype(np.float16).astype(np.float64)
-    expected = 10 * np.log10(single.var(axis=0) / (error**2).mean(axis=0))
+    stretches = np.array_split(single, range(STRETCH_SAMPLES, 5000, STRETCH_SAMPLES))
+    errors = np.array_split(error, range(STRETCH_SAMPLES, 5000, STRETCH_SAMPLES))
+    within, lost = (sum(len(each) * each.var(axis=0) for each in of) for of in (stretches, errors))
+    expected = 10 * np.log10(within / lost)
 
     for cuts in (1, 7, 5000):
         channels = measure(x, "float16", cuts=cuts).channels()
-        np.testing.assert_allclose([c.snr_db for c in channels], expected, atol=0.01)
+        np.testing.assert_allclose([c.snr_db for c in channels], expected, atol=1e-3)
         np.testing.assert_allclose([c.mean for c in channels], single.mean(axis=0), rtol=1e-5)
         np.testing.assert_allclose([c.std for c in channels], single.std(axis=0), rtol=1e-5)
         assert [c.minimum for c in channels] == single.min(axis=0).tolist()
@@ -126,6 +130,46 @@ def test_bfloat16_is_held_to_what_it_can_keep() -> None:
 
     assert measure(x, "bfloat16").refusal("bfloat16", NAMES, "uV") is None
     assert "the rule is 50 dB" in (measure(x + 1000, "bfloat16").refusal("bfloat16", NAMES, "uV") or "")
+
+
+@pytest.mark.parametrize("kind", ["drift", "step"])
+def test_a_drift_or_a_step_does_not_count_as_signal(kind: str) -> None:
+    """20 microvolts of EEG on a BioSemi's drift of 40 mV: its variance would pass any rule."""
+    x = np.random.default_rng(0).normal(0, 20, (60_000, 3))
+    x[:, 1] += (
+        np.linspace(-20_000, 20_000, len(x)) if kind == "drift" else 30_000.0 * (np.arange(len(x)) > 30_000)
+    )
+    meter = measure(x, "float16")
+
+    assert meter.channels()[1].snr_db < MIN_SNR_DB["float16"] - 10
+    assert "Channel Cz would keep" in (meter.refusal("float16", NAMES, "uV") or "")
+    assert measure(x, "float32").refusal("float32", NAMES, "uV") is None
+
+
+def test_a_square_wave_with_odd_levels_has_lost_nothing() -> None:
+    """Its levels are a little off, and constant: a trigger is not a reason to refuse."""
+    x = np.random.default_rng(0).normal(0, 20, (2000, 3))
+    x[:, 1] = np.where(np.arange(len(x)) // 500 % 2, 1234.567, -0.987)
+
+    assert measure(x, "float16").refusal("float16", NAMES, "uV") is None
+
+
+def test_sums_beyond_float32_are_no_promise() -> None:
+    """Where the figures overflow, the channel counts as the worst and not as the best."""
+    x = np.random.default_rng(0).normal(0, 1, (2000, 3))
+    x[:, 0] *= 1e25
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert "Channel Fz would keep -inf dB" in (
+            measure(x, "bfloat16").refusal("bfloat16", NAMES, "uV") or ""
+        )
+
+
+def test_big_endian_integers_are_stored_as_the_numbers_they_are() -> None:
+    """NIfTI and HDF5 files are often big-endian; a store is not."""
+    x = np.arange(6, dtype=">i2").reshape(3, 2)
+
+    assert encode(x, "exact").tobytes() == x.astype("<i2").tobytes()
 
 
 def test_a_flat_channel_loses_nothing() -> None:

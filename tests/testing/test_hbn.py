@@ -463,6 +463,15 @@ def test_settings_out_of_range_are_refused(settings: dict[str, object], message:
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("place", [".", "in", "in/it"])
+def test_a_file_in_the_way_is_an_error(tmp_path: Path, place: str) -> None:
+    """A corpus is written into folders."""
+    file = tmp_path / "notes.txt"
+    file.touch()
+    with pytest.raises(InputError, match=r"notes\.txt is a file, not a folder"):
+        write_hbn(file / place, CLEAN)
+
+
 def test_an_existing_release_is_not_written_over(tmp_path: Path) -> None:
     """A folder that exists is left alone."""
     (tmp_path / "R1_L100_bdf").mkdir()

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engram.errors import SourceError
 from engram.recordings.recording import Entry, Source
 from engram.store.crc import crc32c, file_crc32c
 
@@ -91,19 +92,20 @@ class FileNotes:
     def load(cls, store: Path) -> FileNotes:
         """Load the notes on the sources of a store; none if there are none yet."""
         try:
-            return cls(json.loads(_notes_path(store).read_text()))
-        except (OSError, json.JSONDecodeError):
-            return cls()  # none yet, or not to be read: the files are then read again
+            notes = json.loads(_notes_path(store).read_text())
+        except (OSError, ValueError, RuntimeError):
+            notes = {}  # none yet, not to be read, or no home: the files are then read again
+        return cls(notes if isinstance(notes, dict) else {})
 
     def save(self, store: Path) -> None:
         """Save the notes in the user's cache folder, if it can be written."""
-        path = _notes_path(store)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
         try:
+            path = _notes_path(store)
+            temporary = path.with_name(f"{path.name}.{os.getpid()}")
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_text(json.dumps(self.notes))
             temporary.replace(path)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             # The store is complete without them: the next call reads the source's files once more.
             logger.warning("notes on the source's files are not kept: %s", error)
 
@@ -116,8 +118,11 @@ def _notes_path(store: Path) -> Path:
 
 
 def _hash(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    try:
+        text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:  # NaN, a NumPy scalar, half a surrogate pair
+        raise SourceError(f"Its fields or events cannot be written as JSON: {error}.") from error
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def steps_hash(steps: Mapping[str, Sequence[Mapping[str, Any]]], precision: Mapping[str, str]) -> str:

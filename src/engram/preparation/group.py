@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram.arrays import ArraySpec
-from engram.errors import DoesNotFit, MemoryExceeded, SourceError
+from engram.errors import DoesNotFit, MemoryExceeded, SourceError, StoreNotWritable
 from engram.memory.usage import read_usage
 from engram.preparation.chain import Chain, bind, predict_bytes
 from engram.preparation.fingerprint import FileNotes, fingerprint
@@ -38,7 +38,7 @@ from engram.store.precision import (
     parse_precision,
     stored_dtype,
 )
-from engram.store.writer import GroupWriter, PartForm, disk_errors, progress_file
+from engram.store.writer import GroupWriter, PartForm, progress_file
 
 __all__ = ["BLOCK_BYTES", "GroupTask", "Recipe", "build_group", "group_entries", "predict_signal"]
 
@@ -49,6 +49,13 @@ A constant, and not a share of the budget: FFT filters round differently for oth
 borders, and a store's bytes may not depend on the memory of the machine. At 129 channels
 it is 163 s of 100 Hz data; larger blocks were not faster.
 """
+
+MAX_RECORDINGS = 256
+"""Recordings per group. Their table rows stay in memory until the group is finished: about
+1 KB a channel, 33 MB at 129 channels."""
+
+ROWS_BYTES = 48 << 20
+"""What the rows of one group may take in memory, table and Parquet writer together."""
 
 ENCODE_FACTOR = 2.5
 """Peak bytes of encoding, decoding and metering per byte of a float64 block: the float32
@@ -83,8 +90,10 @@ class Recipe:
         return self.steps[signal][1] if signal in self.steps else ()
 
     def precision_of(self, signal: str, array: ArraySpec) -> Precision:
-        """Choose and check the precision of one signal."""
-        return parse_precision(self.precision.get(signal, self.precision.get("*", "default")), signal, array)
+        """Choose and check the precision of one signal; that of ``"*"`` is for floats."""
+        is_float = np.dtype(array.dtype).kind == "f"
+        others = self.precision.get("*", "default") if is_float else "default"
+        return parse_precision(self.precision.get(signal, others), signal, array)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +135,7 @@ def group_entries(entries: Sequence[Entry], part_bytes: int) -> list[tuple[Entry
     """Cut a sorted listing into groups of about ``part_bytes`` of source files.
 
     A recording is never cut; one that is larger than ``part_bytes`` is a group of its own.
+    No group has more than ``MAX_RECORDINGS``.
 
     Examples
     --------
@@ -135,7 +145,7 @@ def group_entries(entries: Sequence[Entry], part_bytes: int) -> list[tuple[Entry
     groups: list[list[Entry]] = []
     size_bytes = 0
     for entry in entries:
-        if not groups or size_bytes + entry.size_bytes > part_bytes:
+        if not groups or size_bytes + entry.size_bytes > part_bytes or len(groups[-1]) == MAX_RECORDINGS:
             groups.append([])
             size_bytes = 0
         groups[-1].append(entry)
@@ -163,7 +173,7 @@ def build_group(task: GroupTask) -> int:
     if task.builder != os.getpid():
         _end_with(task.builder)
     notes = FileNotes()
-    with disk_errors(task.root), GroupWriter(task.root, task.call, task.group, task.key) as writer:
+    with GroupWriter(task.root, task.call, task.group, task.key) as writer:
         for refusal in task.refusals:
             writer.add_row(
                 "refusals", recording=refusal.id, fingerprint="", reason=refusal.reason, detail=refusal.detail
@@ -237,8 +247,11 @@ def _store_recording(writer: GroupWriter, task: GroupTask, entry: Entry, notes: 
             _add_events(writer, entry, recording)
     except SourceError as error:
         raise _Refused("unreadable", str(error)) from error
-    except FileNotFoundError as error:
-        raise _Refused("unreadable", f"{error.filename} is gone. List the source again.") from error
+    except StoreNotWritable:
+        raise  # an OSError too, but of the store
+    except OSError as error:
+        detail = f"Its files cannot be read ({error.strerror}). Mend that, and run the same again."
+        raise _Refused("unreadable", detail) from error
     except DoesNotFit as error:
         if error.resource != "memory":
             raise
@@ -294,7 +307,7 @@ def predict_signal(recording: Recording, signal: Signal, recipe: Recipe) -> tupl
 
 def _peak_bytes(signal: Signal, steps: Sequence[Step]) -> int:
     block_bytes = _block_bytes(signal)
-    return predict_bytes(signal, steps, block_bytes) + int(ENCODE_FACTOR * block_bytes)
+    return predict_bytes(signal, steps, block_bytes) + int(ENCODE_FACTOR * block_bytes) + ROWS_BYTES
 
 
 def _store_signal(
@@ -303,7 +316,10 @@ def _store_signal(
     steps = task.recipe.block_steps(signal.name)
     peak_bytes = entry.resident_bytes + _peak_bytes(signal, steps)
     _check_fits(task, entry, peak_bytes, "one block and its temporaries")
-    chain = bind(recording, signal.name, steps, _block_bytes(signal))
+    try:
+        chain = bind(recording, signal.name, steps, _block_bytes(signal))
+    except SourceError as error:
+        raise _Refused("steps", str(error)) from error
     out = chain.signal
     if out.n_samples == 0 or out.array.sample_bytes == 0:
         raise _Refused(
@@ -315,11 +331,11 @@ def _store_signal(
     form = PartForm(out.name, out.array.sample_shape, out.array.axes, dtype, precision, out.rate_hz)
     number = writer.part(form)
     start = writer.n_samples(number)
-    meter = ErrorMeter(len(out.channels) or 1)
+    meter = ErrorMeter(_n_columns(out))
     for _, x in chain.blocks():
         if precision != "exact":
             # Once, for the encoder and the meter: MNE's data come channel by channel in memory.
-            x = np.ascontiguousarray(x, np.float32)  # noqa: PLW2901 - the float64 block is let go
+            x = _to_float32(x)  # noqa: PLW2901 - the float64 block is let go
         stored = encode(x, precision, scaling)
         writer.append(number, stored)
         if precision != "exact":
@@ -334,9 +350,18 @@ def _store_signal(
         _add_scales(writer, entry, out, meter, precision=precision, scaling=scaling)
 
 
+def _to_float32(x: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="raise"):
+        try:
+            return np.ascontiguousarray(x, np.float32)
+        except FloatingPointError as error:
+            detail = "A sample is above 3.4e38, which float32 cannot hold. Scale the signal down."
+            raise _Refused("precision", detail) from error
+
+
 def _range(chain: Chain) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Find every channel's range, in a pass of its own: int16 must know it before it encodes."""
-    n_channels = len(chain.signal.channels) or 1
+    n_channels = _n_columns(chain.signal)
     low, high = np.full(n_channels, np.inf), np.full(n_channels, -np.inf)
     for _, x in chain.blocks():
         rows = np.where(np.isfinite(x), x, np.nan).reshape(-1, n_channels)
@@ -345,6 +370,11 @@ def _range(chain: Chain) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         high = np.fmax(high, np.fmax.reduce(rows, axis=0))
     has_range = np.isfinite(low) & np.isfinite(high)
     return np.where(has_range, low, 0.0), np.where(has_range, high, 0.0)
+
+
+def _n_columns(signal: Signal) -> int:
+    """Count what is measured and scaled apart: channels, or the columns of any (time, column)."""
+    return len(signal.channels) or (signal.array.shape[1] if len(signal.array.shape) == 2 else 1)
 
 
 def _add_scales(
@@ -356,14 +386,15 @@ def _add_scales(
     precision: Precision,
     scaling: Scaling | None,
 ) -> None:
-    names = [channel.name for channel in signal.channels] or [signal.name]
-    unit = signal.channels[0].unit if signal.channels else ""
-    if reason := meter.refusal(precision, names, unit):
+    channels = signal.channels or tuple(
+        Channel(str(column), type="", unit="") for column in range(_n_columns(signal))
+    )
+    if reason := meter.refusal(precision, [channel.name for channel in channels], channels[0].unit):
         raise _Refused("precision", reason)
-    for index, (name, error) in enumerate(zip(names, meter.channels(), strict=True)):
+    for index, (channel, error) in enumerate(zip(channels, meter.channels(), strict=True)):
         writer.add_row(
-            "scales", recording=entry.id, signal=signal.name, index=index, channel=name,
-            scale=None if scaling is None else float(scaling.scale[index]),
+            "scales", recording=entry.id, signal=signal.name, index=index, channel=channel.name,
+            unit=channel.unit, scale=None if scaling is None else float(scaling.scale[index]),
             offset=None if scaling is None else float(scaling.offset[index]),
             mean=error.mean, std=error.std, minimum=error.minimum, maximum=error.maximum,
             max_error=error.max_error, snr_db=error.snr_db, n_nan=error.n_nan,
@@ -382,7 +413,7 @@ def _add_layout(writer: GroupWriter, channels: tuple[Channel, ...]) -> str | Non
     if not channels:
         return None
     layout = _layout_id(channels)
-    if writer.is_new("layouts", layout):
+    if not writer.has_layout(layout):
         for index, channel in enumerate(channels):
             x, y, z = channel.position_m or (None, None, None)
             writer.add_row(

@@ -15,13 +15,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from engram.errors import InputError, MemoryExceeded, SourceError, WorkerLost
-from engram.memory.budget import Budget
+from engram.errors import InputError, MemoryExceeded, SourceError, StoreDamaged, WorkerLost
+from engram.memory.budget import Budget, Spending
 from engram.memory.usage import PeakWatch, Usage, read_usage, watch_peak
 from engram.preparation.fingerprint import FileNotes, Fingerprint, fingerprint, steps_hash
 from engram.preparation.group import (
@@ -37,10 +37,11 @@ from engram.recordings import as_source
 from engram.recordings.recording import Entry, Recording, Refusal, Source
 from engram.store.format import MANIFEST, Call
 from engram.store.reader import Store
-from engram.store.tables import read_table
+from engram.store.tables import TABLES, read_table
 from engram.store.writer import (
     check_free_space,
     commit,
+    disk_errors,
     finished_group,
     group_table,
     locked,
@@ -229,6 +230,7 @@ def prepare(
         with stages.stage("list"):
             source = as_source(source)
             entries, refusals = tuple(source.entries()), tuple(source.refusals())
+            _check_ids(entries)
         if not entries:
             raise SourceError(
                 f"The source lists no recording ({_count(refusals)}). Check its path and filters."
@@ -243,15 +245,16 @@ def prepare(
                     budget = plan.budget
                 with stages.stage("build"):
                     build.run(plan, n_jobs, watch, progress)
-                with stages.stage("commit"):
+                with stages.stage("commit"), disk_errors(root):
                     n_prepared, refusals = build.commit(plan.tasks)
             else:
                 n_prepared = 0
-                sweep(root, build.manifest)
+                with disk_errors(root):
+                    sweep(root, build.manifest)
     if not (root / MANIFEST).exists():
-        raise SourceError(
-            f"No recording can be stored ({_count(refusals)}). {refusals[0].id}: {refusals[0].detail}"
-        )
+        first = {refusal.reason: refusal for refusal in reversed(refusals)}
+        examples = " ".join(f"{refusal.id}: {refusal.detail}" for _, refusal in sorted(first.items()))
+        raise SourceError(f"No recording can be stored ({_count(refusals)}). {examples}")
     prepared = {entry.id for entry in changes.todo} - {refusal.id for refusal in refusals}
     changed = {key: reason for key, reason in changes.changed.items() if key in prepared}
     notes = tuple(stages.notes)
@@ -342,10 +345,12 @@ class _Build:
         groups = group_entries(todo, part_bytes)
         jobs = min(_count_jobs(n_jobs), len(groups))
         stored_share, peak_bytes = self._probe(todo)
-        budget = budget.spend("this process", read_usage().unreclaimable_bytes)
+        spendings = [Spending("this process", read_usage().unreclaimable_bytes)]
         if jobs > 1:
-            budget = budget.spend(f"libraries of {jobs} workers", jobs * WORKER_BYTES)
-        budget = budget.spend(f"samples of {jobs} jobs" if jobs > 1 else "samples", jobs * peak_bytes)
+            spendings.append(Spending(f"libraries of {jobs} workers", jobs * WORKER_BYTES))
+        spendings.append(Spending(f"samples of {jobs} jobs" if jobs > 1 else "samples", jobs * peak_bytes))
+        # All at once, so that a budget that does not hold them is told of the whole need.
+        budget = replace(budget, spendings=tuple(spendings))
         blocks_bytes = peak_bytes + budget.left_bytes // jobs
         allowed_bytes = WORKER_BYTES + blocks_bytes if jobs > 1 else budget.allowed_bytes
         tasks = tuple(
@@ -355,7 +360,8 @@ class _Build:
             )
             for number, group in enumerate(groups)
         )  # fmt: skip
-        sweep(self.root, self.manifest, keep_call=self.call)
+        with disk_errors(self.root):
+            sweep(self.root, self.manifest, keep_call=self.call)
         waiting = tuple(task for task in tasks if not self._is_finished(task))
         check_free_space(self.root, int(sum(map(_size, waiting)) * stored_share))
         return _Plan(tasks, waiting, budget)
@@ -371,7 +377,7 @@ class _Build:
                 with self.source.open(entry) as recording:
                     self._check_signals(recording)
                     sizes = [predict_signal(recording, signal, self.recipe) for signal in recording.signals]
-            except SourceError:
+            except (SourceError, OSError):
                 continue  # its own job refuses it, by name
             source_bytes += entry.size_bytes
             stored_bytes += sum(stored for stored, _ in sizes)
@@ -393,16 +399,18 @@ class _Build:
         if notes is None:
             return False
         self.notes.notes.update(notes)
-        table = read_table(group_table(self.root, task.call, task.group, "recordings"))
-        stored = dict(zip(table["recording"].to_pylist(), table["fingerprint"].to_pylist(), strict=True))
         try:
+            tables = {name: self._rows(task, name) for name in TABLES}
+            done = {row["recording"]: row["fingerprint"] for row in tables["recordings"]}
+            for row in tables["refusals"]:
+                # More memory is what such a refusal advises, and no file shows whether there is more.
+                done[row["recording"]] = row["fingerprint"] if row["reason"] != "memory" else ""
             return all(
-                str(fingerprint(self.source, entry, self.steps_hash, self.notes)) == stored[entry.id]
+                str(fingerprint(self.source, entry, self.steps_hash, self.notes)) == done[entry.id]
                 for entry in task.entries
-                if entry.id in stored
             )
-        except (SourceError, OSError):
-            return False
+        except (StoreDamaged, SourceError, OSError):
+            return False  # cut short by a kill, or no longer to be read: built again
 
     def run(
         self, plan: _Plan, n_jobs: int | None, watch: PeakWatch, progress: Callable[[Progress], None] | None
@@ -423,9 +431,10 @@ class _Build:
         refusals: list[Refusal] = []
         for task in tasks:
             self.notes.notes.update(finished_group(self.root, task.call, task.group, task.key) or {})
-            stored.update(self._column(task, "recordings", "recording"))
-            table = read_table(group_table(self.root, task.call, task.group, "refusals"))
-            refusals += [Refusal(r["recording"], r["reason"], r["detail"]) for r in table.to_pylist()]
+            stored.update(row["recording"] for row in self._rows(task, "recordings"))
+            rows = self._rows(task, "refusals")
+            refusals += [Refusal(row["recording"], row["reason"], row["detail"]) for row in rows]
+        self._refuse_loss(refusals)
         if stored or (self.manifest.calls and set(refusals) - self._known_refusals()):
             call = Call(
                 self.call, len(stored), len(refusals), self._settings(tasks), self.recipe.precision,
@@ -437,11 +446,21 @@ class _Build:
         self.notes.save(self.root)
         return len(stored), tuple(refusals)
 
-    def _column(self, task: GroupTask, table: str, column: str) -> list[Any]:
-        values: list[Any] = read_table(group_table(self.root, task.call, task.group, table))[
-            column
-        ].to_pylist()
-        return values
+    def _rows(self, task: GroupTask, name: str) -> list[dict[str, Any]]:
+        table = read_table(group_table(self.root, task.call, task.group, name))
+        rows: list[dict[str, Any]] = table.to_pylist()
+        return rows
+
+    def _refuse_loss(self, refusals: Sequence[Refusal]) -> None:
+        """Refuse to trade recordings that the store has for refusals by other steps."""
+        stored = self._stored()
+        lost = [r for r in refusals if r.id in stored and stored[r.id].steps != self.steps_hash]
+        if lost:
+            raise InputError(
+                f"{self.root.name} holds {len(lost)} recordings that these steps or this precision would "
+                f"refuse, such as {lost[0].id}: {lost[0].detail} The store stays as it is: use the steps it "
+                "has, or another store."
+            )
 
     def _known_refusals(self) -> set[Refusal]:
         table = Store(self.root).table("refusals")
@@ -450,32 +469,36 @@ class _Build:
     def _replaced(self, stored: set[str]) -> list[int]:
         """Find the calls that hold no recording in force any more.
 
-        A call of other steps is one even where a recording of it is refused now: steps are
-        never mixed, and ``compare`` has seen to it that all its recordings are listed.
+        A call that stored nothing stays: its refusals are told as long as they are true.
         """
         later, replaced = set(stored), []
         for call in reversed(self.manifest.calls):
-            own = Store(self.root).fingerprints_of(call.number)
-            is_other = any(Fingerprint.parse(text).steps != self.steps_hash for text in own.values())
-            if is_other or own.keys() <= later:
+            own = Store(self.root).fingerprints_of(call.number).keys()
+            if own and own <= later:
                 replaced.append(call.number)
-            later |= own.keys()
+            later |= own
         return replaced
 
     def _settings(self, tasks: Sequence[GroupTask]) -> dict[str, list[dict[str, Any]]]:
         """Give the steps of the signals that there are."""
-        names = {name for task in tasks for name in self._column(task, "signals", "signal")}
+        names = {row["signal"] for task in tasks for row in self._rows(task, "signals")}
         return {name: steps for name, steps in self.recipe.settings().items() if name in names}
 
     def _errors(self, tasks: Sequence[GroupTask]) -> dict[str, dict[str, Any]]:
         """Find, per signal, the channel that storing cost most."""
         worst: dict[str, dict[str, Any]] = {}
         for task in tasks:
-            for row in read_table(group_table(self.root, task.call, task.group, "scales")).to_pylist():
+            for row in self._rows(task, "scales"):
                 if row["snr_db"] < worst.get(row["signal"], {"min_snr_db": float("inf")})["min_snr_db"]:
-                    keys = ("recording", "channel", "max_error")
+                    keys = ("recording", "channel", "unit", "max_error")
                     worst[row["signal"]] = {"min_snr_db": row["snr_db"], **{key: row[key] for key in keys}}
         return worst
+
+
+def _check_ids(entries: Sequence[Entry]) -> None:
+    twice = [key for key, n in Counter(entry.id for entry in entries).items() if n > 1]
+    if twice:
+        raise InputError(f"The source lists {twice[0]!r} more than once. Give every recording its own id.")
 
 
 def _size(task: GroupTask) -> int:

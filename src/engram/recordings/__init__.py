@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,17 @@ def as_source(given: Any, **filters: Any) -> Source:
     Raises
     ------
     InputError
-        If this is none of those, or filters are given for something that is no BIDS dataset.
+        If this is none of those, there is no such filter, or filters are given for something
+        that is no BIDS dataset.
 
     Examples
     --------
     >>> type(as_source("pilot.bdf")).__name__
     'FileSource'
     """
+    names = [each.name for each in fields(BidsSource) if each.name != "root"]
+    if unknown := sorted(set(filters) - set(names)):
+        raise InputError(f"There is no filter {unknown[0]!r}. Use one of: {', '.join(names)}.")
     if isinstance(given, str | Path) and _is_bids(Path(given)):
         return BidsSource(Path(given), **filters)
     if filters:

@@ -18,9 +18,10 @@ from __future__ import annotations
 import logging
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from engram.errors import InputError, SourceError
@@ -29,8 +30,10 @@ from engram.recordings.mne_raw import (
     RawRecording,
     first_part,
     format_of,
+    format_problem,
     make_entry,
-    open_raw,
+    open_entry,
+    unpacked,
 )
 from engram.recordings.recording import Entry, Events, Field, Refusal
 
@@ -82,8 +85,8 @@ class BidsSource:
     Raises
     ------
     InputError
-        On listing: if there is no dataset here, a filter names what is not there, or two
-        recordings have the same entities.
+        If fewer than one subject is asked for. On listing: if there is no dataset here, a filter
+        names what is not there, or recordings in two folders have the same entities.
 
     Examples
     --------
@@ -112,12 +115,20 @@ class BidsSource:
     These are not the 20 of HBN-EEG's own mini releases; to get those, take the mini folders.
     """
 
+    def __post_init__(self) -> None:
+        if isinstance(self.subjects, int) and self.subjects < 1:
+            raise InputError(f"subjects={self.subjects} asks for no subject. Ask for 1 or more, or for None.")
+        for name in ("subjects", "sessions", "tasks", "runs", "releases"):
+            values = getattr(self, name)
+            if values is not None and not isinstance(values, int | str):
+                object.__setattr__(self, name, tuple(values))  # a list could not be hashed
+
     def entries(self) -> tuple[Entry, ...]:
         """List the recordings, sorted by id, without opening a signal file or a sidecar."""
         return self._listing().entries
 
     def refusals(self) -> tuple[Refusal, ...]:
-        """List recordings of unknown formats or without all their files."""
+        """List recordings of unknown formats, without all their files or in two formats at once."""
         return self._listing().refusals
 
     def open(self, entry: Entry) -> RawRecording:
@@ -130,7 +141,7 @@ class BidsSource:
         SourceError
             If the signal, or a table beside it, cannot be read.
         """
-        raw = open_raw(entry.files[0].path)
+        raw = open_entry(entry)
         tables = {file.path.name.rpartition("_")[2]: file.path for file in entry.files[1:]}
         if "channels.tsv" in tables:
             _apply_channels(raw, tables["channels.tsv"])
@@ -173,6 +184,8 @@ class _Found:
 
     fields: Mapping[str, Field]
     item: Entry | Refusal
+    is_folder: bool = False
+    """True for a folder that may not be listed: it may hold what a filter asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +223,11 @@ def _matching(found: Sequence[_Found], name: str, wanted: set[str]) -> list[_Fou
             f"There is no {name} {missing[0]!r} among these recordings. "
             f"{f'Use one of: {there}' if there else 'Leave this filter out'}."
         )
-    return [each for each, label in zip(found, labels, strict=True) if label in wanted]
+    return [
+        each
+        for each, label in zip(found, labels, strict=True)
+        if label in wanted or (each.is_folder and not label)
+    ]
 
 
 def _of_first_subjects(found: Sequence[_Found], n_subjects: int) -> list[_Found]:
@@ -230,7 +247,7 @@ def _roots(root: Path) -> list[Path]:
         raise InputError(f"{root} is no folder. Name a folder with dataset_description.json.")
     if (root / "dataset_description.json").is_file():
         return [root]
-    names = Folder.at(root).folders
+    names = _top(root).folders
     roots = [root / name for name in names if (root / name / "dataset_description.json").is_file()]
     if not roots:
         raise InputError(
@@ -239,40 +256,81 @@ def _roots(root: Path) -> list[Path]:
     return roots
 
 
+def _top(root: Path) -> Folder:
+    try:
+        return Folder.at(root)
+    except SourceError as error:
+        raise InputError(str(error)) from error
+
+
 def _walk(root: Path, datatype: str) -> Iterator[_Found]:
     people = _read_participants(root / "participants.tsv")
     release = _release_of(root)
-    for subject in Folder.at(root).folders:
-        if not subject.startswith("sub-"):
-            continue
-        columns = {**release, **people.get(subject.removeprefix("sub-"), {})}
-        inner = Folder.at(root / subject)
-        sessions = [Folder.at(inner.path / name) for name in inner.folders if name.startswith("ses-")]
-        for folder in (inner, *sessions):
-            if datatype in folder.folders:
-                yield from _recordings(Folder.at(folder.path / datatype), columns)
+    for subject in _top(root).folders:
+        if subject.startswith("sub-"):
+            columns = {**release, **people.get(subject.removeprefix("sub-"), {})}
+            yield from _in_folder(root, PurePath(subject), datatype, columns)
+
+
+def _in_folder(root: Path, place: PurePath, datatype: str, columns: Mapping[str, Field]) -> Iterator[_Found]:
+    """Look into the folder of a subject, a session or a datatype."""
+    try:
+        folder = Folder.at(root / place)
+    except SourceError as error:
+        fields = {**columns, **_entity_fields("_".join(place.parts))}
+        yield _Found(fields, Refusal(place.as_posix(), "files", str(error)), is_folder=True)
+        return
+    if place.name == datatype:
+        yield from _recordings(folder, columns)
+        return
+    for name in folder.folders:
+        if name == datatype or name.startswith("ses-"):
+            yield from _in_folder(root, place / name, datatype, columns)
 
 
 def _recordings(folder: Folder, columns: Mapping[str, Field]) -> Iterator[_Found]:
-    suffix = f"_{folder.path.name}"
-    names = [name for name in (*folder.sizes, *folder.folders) if Path(name).stem.endswith(suffix)]
-    usable = {_entities_text(name, suffix) for name in names if format_of(name)}
-    for name in names:
-        recording_id = _entities_text(name, suffix)
-        companion = format_of(name) is None and recording_id in usable
-        if companion or first_part(name) in folder.sizes or name.endswith((".json", ".tsv")):
-            continue
+    heads = _heads(folder)
+    n_of = Counter(heads.values())
+    taken: dict[str, str] = {}
+    for name, recording_id in heads.items():
         fields = {**columns, **_entity_fields(recording_id)}
         sidecars = [recording_id + end for end in _SIDECARS if recording_id + end in folder.sizes]
+        refused_id = recording_id if n_of[recording_id] == 1 else name
         try:
-            yield _Found(fields, make_entry(recording_id, folder, name, fields, sidecars))
+            if format_of(name) is None or name in folder.folders:
+                item: Entry | Refusal = Refusal(refused_id, "format", format_problem(name))
+            elif recording_id in taken:
+                problem = f"{name} is the same recording as {taken[recording_id]}, which is taken."
+                item = Refusal(refused_id, "duplicate", f"{problem} Remove one of them.")
+            else:
+                item = make_entry(recording_id, folder, name, fields, sidecars)
+                taken[recording_id] = name
         except SourceError as error:
-            yield _Found(fields, Refusal(recording_id, "files", str(error)))
+            item = Refusal(refused_id, "files", str(error))
+        yield _Found(fields, item)
+
+
+def _heads(folder: Folder) -> dict[str, str]:
+    """Find the files and folders that open a recording, or should, with the recording's id."""
+    suffix = f"_{folder.path.name}"
+    names = (*folder.sizes, *folder.folders)
+    ids = {name: _entities_text(name, suffix) for name in names if _stem(name).endswith(suffix)}
+    usable = {ids[name] for name in ids if format_of(name)}
+    return {
+        name: recording_id
+        for name, recording_id in ids.items()
+        if (format_of(unpacked(name)) or recording_id not in usable)
+        and first_part(name) not in folder.sizes
+        and not unpacked(name).endswith((".json", ".tsv"))
+    }
+
+
+def _stem(name: str) -> str:
+    return PurePath(unpacked(name)).stem
 
 
 def _entities_text(name: str, suffix: str) -> str:
-    stem = Path(name).stem.removesuffix(suffix)
-    return re.sub(r"_split-[0-9]+(?=_|$)", "", stem)
+    return re.sub(r"_split-[0-9]+(?=_|$)", "", _stem(name).removesuffix(suffix))
 
 
 def _entity_fields(recording_id: str) -> dict[str, Field]:
@@ -289,21 +347,31 @@ def _release_of(root: Path) -> dict[str, Field]:
 
 def _read_participants(path: Path) -> dict[str, dict[str, Field]]:
     """Read participants.tsv: all columns as text, n/a left out, release_number also as release."""
+    if path.is_symlink() and not path.exists():
+        raise InputError(
+            f"{path} is a link to a file that is not here. Fetch it, for example with datalad get."
+        )
     if not path.is_file():
         return {}
     try:
         table = _read_table(path)
     except SourceError as error:
         raise InputError(str(error)) from error
+    if "participant_id" not in table:
+        raise InputError(
+            f"{path} has no column participant_id, only {', '.join(table)}. Name the column of subjects so."
+        )
     people: dict[str, dict[str, Field]] = {}
     for row in _rows(table):
-        label = (row.pop("participant_id", None) or "").removeprefix("sub-")
-        if not label or label in people:
-            raise InputError(f"{path} names participant {label!r} twice or not at all. Give each one row.")
+        label = (row.pop("participant_id") or "").removeprefix("sub-")
         fields: dict[str, Field] = {name: value for name, value in row.items() if value is not None}
         if "release_number" in fields:
             fields["release"] = fields["release_number"]
-        people[label] = fields
+        if not label or people.setdefault(label, fields) != fields:
+            raise InputError(
+                f"{path} has a row without a participant, or two that differ for {label!r}. "
+                "Give each participant one row."
+            )
     return people
 
 
@@ -319,7 +387,9 @@ def _read_table(path: Path) -> _Table:
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path.name} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
+    except OSError as error:
         raise SourceError(f"{path.name} cannot be read ({type(error).__name__}). Fetch it again.") from error
     rows = [[cell.strip() for cell in line.split("\t")] for line in lines if line.strip()]
     names = rows[0] if rows else []

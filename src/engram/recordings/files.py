@@ -16,17 +16,21 @@ from engram.recordings.mne_raw import (
     FORMATS,
     Folder,
     RawRecording,
+    beside,
     first_part,
     format_of,
+    format_problem,
     make_entry,
-    open_raw,
+    open_entry,
+    unpacked,
 )
 from engram.recordings.recording import Entry, Refusal
 
 __all__ = ["FileSource"]
 
-_UNREAD = (".cnt", ".ds", ".fif.gz", ".gdf", ".mefd", ".mff", ".nwb", ".nxe", ".xdf")
-"""Ends of recordings in formats that are not read here: refused rather than overlooked."""
+_UNREAD = (".cnt", ".ds", ".gdf", ".mefd", ".mff", ".nwb", ".nxe", ".xdf")
+"""Ends of recordings in formats that are not read here: refused rather than overlooked, as compressed
+recordings are."""
 
 _PARTS = {".dat": ".vhdr", ".eeg": ".vhdr", ".fdt": ".set", ".vmrk": ".vhdr"}
 """Files that hold a part of a recording, and the file beside it that opens it."""
@@ -36,14 +40,15 @@ _PARTS = {".dat": ".vhdr", ".eeg": ".vhdr", ".fdt": ".set", ".vmrk": ".vhdr"}
 class FileSource:
     """Recordings in files, and in folders with everything below them.
 
-    A recording in a folder is named by its path from that folder without the suffix, a file
-    given by itself by its name without the suffix. Files of other kinds are passed over.
+    A recording in a folder is named by its path from that folder, a file given by itself by
+    its name. The suffix is kept: a file that comes later renames no other. Files of other
+    kinds are passed over, and folders that lead back to a folder above them.
 
     Raises
     ------
     InputError
-        On listing: if a path does not exist, two recordings have the same id, or there is
-        no recording at all.
+        On listing: if a path does not exist or may not be listed, two recordings have the same
+        id, or there is no recording at all.
 
     Examples
     --------
@@ -51,7 +56,7 @@ class FileSource:
     '.bdf'
     """
 
-    paths: Path | Sequence[Path]
+    paths: str | Path | Sequence[str | Path]
     """One file or folder, or several."""
 
     def entries(self) -> tuple[Entry, ...]:
@@ -70,10 +75,10 @@ class FileSource:
         SourceError
             If it cannot be read.
         """
-        return RawRecording(open_raw(entry.files[0].path))
+        return RawRecording(open_entry(entry))
 
     def _listing(self) -> tuple[tuple[Entry, ...], tuple[Refusal, ...]]:
-        paths = [self.paths] if isinstance(self.paths, Path) else list(self.paths)
+        paths = [self.paths] if isinstance(self.paths, str | Path) else list(self.paths)
         entries: dict[str, Entry] = {}
         refusals: list[Refusal] = []
         for item in (item for path in paths for item in _search(Path(path))):
@@ -97,10 +102,15 @@ class FileSource:
 def _search(path: Path) -> Iterator[Entry | Refusal]:
     if not path.exists():
         raise InputError(f"{path} does not exist. Correct the path.")
-    if path.is_dir() and not path.name.lower().endswith(_UNREAD):
-        yield from _in_folder(path, path)
+    is_folder = path.is_dir() and not path.name.lower().endswith(_UNREAD)
+    try:
+        folder = Folder.at(path if is_folder else path.parent)
+    except SourceError as error:
+        raise InputError(str(error)) from error
+    if is_folder:
+        yield from _in_folder(folder, PurePath(), (path.resolve(),))
         return
-    item = _look_at(path.name, Folder.at(path.parent), PurePath(path.name))
+    item = _look_at(path.name, folder, PurePath(path.name))
     if item is None:
         raise InputError(
             f"{path} does not open a recording. Name a file ending in {', '.join(sorted(FORMATS))}, "
@@ -109,30 +119,33 @@ def _search(path: Path) -> Iterator[Entry | Refusal]:
     yield item
 
 
-def _in_folder(path: Path, top: Path) -> Iterator[Entry | Refusal]:
-    folder = Folder.at(path)
-    place = PurePath(path.relative_to(top))
+def _in_folder(folder: Folder, place: PurePath, above: tuple[Path, ...]) -> Iterator[Entry | Refusal]:
     for name in (*folder.sizes, *folder.folders):
         item = _look_at(name, folder, place / name)
         if item is not None:
             yield item
-        elif name in folder.folders:
-            yield from _in_folder(path / name, top)
+        elif name in folder.folders and (target := (folder.path / name).resolve()) not in above:
+            try:
+                inner = Folder.at(folder.path / name)
+            except SourceError as error:
+                yield Refusal((place / name).as_posix(), "files", str(error))
+                continue
+            yield from _in_folder(inner, place / name, (*above, target))
 
 
 def _look_at(name: str, folder: Folder, place: PurePath) -> Entry | Refusal | None:
     """Tell what a name is: a recording, one that cannot be used, or none of its own."""
     suffix = PurePath(name).suffix.lower()
-    opener = PurePath(name).stem + _PARTS.get(suffix, "")
-    if name.lower().endswith(_UNREAD):
-        problem = f"{name} is in a format that is not read here. Convert it to BDF, EDF or BrainVision."
-        return Refusal(place.as_posix(), "format", problem)
-    if suffix in _PARTS and suffix != ".dat" and opener not in folder.sizes:  # .dat can be anything
-        problem = f"{name} holds a part of a recording without its {opener}. Put both into one folder."
-        return Refusal(place.as_posix(), "files", problem)
+    stem, inner = PurePath(name).stem, unpacked(name)
+    if inner.lower().endswith(_UNREAD) or (inner != name and format_of(inner)):
+        return Refusal(place.as_posix(), "format", format_problem(name))
+    # .dat can be anything
+    if suffix in _PARTS and suffix != ".dat" and not beside(stem, _PARTS[suffix], folder.sizes):
+        problem = f"{name} holds a part of a recording without its {stem}{_PARTS[suffix]}. "
+        return Refusal(place.as_posix(), "files", f"{problem}Put both into one folder.")
     if format_of(name) is None or name in folder.folders or first_part(name) in folder.sizes:
         return None
     try:
-        return make_entry(place.with_suffix("").as_posix(), folder, name, {})
+        return make_entry(place.as_posix(), folder, name, {})
     except SourceError as error:
         return Refusal(place.as_posix(), "files", str(error))

@@ -8,6 +8,7 @@ about them, is left to ``bids.py`` and ``files.py``.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -33,6 +34,7 @@ from engram.recordings.recording import (
     Gap,
     Signal,
     SourceFile,
+    check_range,
     read_blocks,
     signal_named,
 )
@@ -46,11 +48,15 @@ __all__ = [
     "Folder",
     "Format",
     "RawRecording",
+    "beside",
     "first_part",
     "format_of",
+    "format_problem",
     "make_entry",
+    "open_entry",
     "open_raw",
     "signal_files",
+    "unpacked",
 ]
 
 _LOG = logging.getLogger(__name__)
@@ -64,6 +70,9 @@ _GAP_KINDS = ("bad_acq_skip", "edge")
 _LOSS = re.compile(r"Invalid tag with only|FIF tag directory missing")
 """Warnings of MNE 1.13 on opening a FIF file whose end is missing."""
 
+_PACKED = (".bz2", ".gz", ".xz", ".zip", ".zst")
+"""Suffixes of compressed files, in which MNE cannot read from the middle."""
+
 _EMBEDDED_SET_FACTOR = 4
 """MNE 1.13 holds an embedded ``.set`` whole: at its peak 3.0 times the samples of a float32 file, 2.0 to
 3.0 of a float64 file (measured); the rest is for samples that are compressed in the file."""
@@ -76,7 +85,7 @@ class Format:
     reader: str
     """Name of the reading function in ``mne.io``."""
     companions: tuple[tuple[str, ...], ...]
-    """Files beside it with the same stem: one of each tuple of suffixes is needed."""
+    """Files beside it with the same stem: at least one of each tuple of suffixes is needed."""
     optional: tuple[str, ...]
     """Suffixes of files beside it that belong to it where they exist."""
     check: Callable[[Path, BaseRaw], None] | None
@@ -92,6 +101,36 @@ def format_of(name: str) -> Format | None:
     ('read_raw_bdf', None)
     """
     return FORMATS.get(PurePath(name).suffix.lower())
+
+
+def unpacked(name: str) -> str:
+    """Name what a compressed file holds; other names stay as they are.
+
+    Examples
+    --------
+    >>> unpacked("a.bdf.gz"), unpacked("a.bdf")
+    ('a.bdf', 'a.bdf')
+    """
+    path = PurePath(name)
+    return path.stem if path.suffix.lower() in _PACKED else name
+
+
+def format_problem(name: str) -> str:
+    """Say of a recording in a format that is not read what to do with it."""
+    if unpacked(name) != name:
+        return f"{name} is compressed. Unpack it."
+    return f"{name} is in a format that is not read here. Convert it to BDF, EDF or BrainVision."
+
+
+def beside(stem: str, suffix: str, siblings: Container[str]) -> str | None:
+    """Find the file of this stem and suffix, in small letters or capitals.
+
+    Examples
+    --------
+    >>> beside("a", ".fdt", {"a.SET", "a.FDT"})
+    'a.FDT'
+    """
+    return next((name for name in (stem + suffix, stem + suffix.upper()) if name in siblings), None)
 
 
 def signal_files(name: str, siblings: Container[str]) -> tuple[str, ...]:
@@ -123,14 +162,14 @@ def signal_files(name: str, siblings: Container[str]) -> tuple[str, ...]:
     form = FORMATS[path.suffix.lower()]
     found = [name]
     for suffixes in form.companions:
-        names = [path.stem + suffix for suffix in suffixes if path.stem + suffix in siblings]
-        if not names:
+        there = [other for suffix in suffixes if (other := beside(path.stem, suffix, siblings))]
+        if not there:
             raise SourceError(
                 f"{name} has no {path.stem}{suffixes[0]} beside it, which holds its samples. "
                 "Put both files into one folder."
             )
-        found.append(names[0])
-    found += [path.stem + suffix for suffix in form.optional if path.stem + suffix in siblings]
+        found += there  # which of several the header names is seen when it is opened
+    found += [other for suffix in form.optional if (other := beside(path.stem, suffix, siblings))]
     if form.reader == "read_raw_fif":
         found += _later_parts(name, siblings)
     return tuple(found)
@@ -166,20 +205,29 @@ class Folder:
 
     @classmethod
     def at(cls, path: Path) -> Self:
-        """List a folder with one look at each file."""
+        """List a folder with one look at each file.
+
+        Raises
+        ------
+        SourceError
+            If it may not be listed.
+        """
         sizes: dict[str, int | None] = {}
         folders: list[str] = []
-        with os.scandir(path) as found:
-            for item in found:
-                if item.name.startswith("."):
-                    continue
-                if item.is_dir():
-                    folders.append(item.name)
-                    continue
-                try:
-                    sizes[item.name] = item.stat().st_size
-                except FileNotFoundError:
-                    sizes[item.name] = None
+        try:
+            with os.scandir(path) as found:
+                for item in found:
+                    if item.name.startswith("."):
+                        continue
+                    size_bytes = _size_of(item)
+                    if size_bytes is not None and item.is_dir():
+                        folders.append(item.name)
+                    else:
+                        sizes[item.name] = size_bytes
+        except OSError as error:
+            raise SourceError(
+                f"Folder {path.name} cannot be listed ({type(error).__name__}). Get the right to read it."
+            ) from error
         return cls(path, dict(sorted(sizes.items())), tuple(sorted(folders)))
 
     def file(self, name: str) -> SourceFile:
@@ -196,6 +244,16 @@ class Folder:
                 f"{name} is a link to a file that is not here. Fetch it, for example with datalad get."
             )
         return SourceFile(self.path / name, size_bytes)
+
+
+def _size_of(item: os.DirEntry[str]) -> int | None:
+    """Look at a file's size; None for a link that leads nowhere, or round in a circle."""
+    try:
+        return item.stat().st_size
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ELOOP}:
+            return None
+        raise
 
 
 def make_entry(
@@ -218,7 +276,7 @@ def make_entry(
         If its format is not read, or a file that belongs to it is missing.
     """
     if format_of(name) is None or name in folder.folders:
-        raise SourceError(f"{name} is in no format that is read here. Convert it to BDF, EDF or BrainVision.")
+        raise SourceError(format_problem(name))
     first = first_part(name)
     if first is not None and first not in folder.sizes:
         raise SourceError(f"{name} continues {first}, which is missing. Put all parts into one folder.")
@@ -233,6 +291,34 @@ def make_entry(
         size_bytes=size_bytes,
         resident_bytes=_EMBEDDED_SET_FACTOR * size_bytes if embedded else 0,
     )
+
+
+def open_entry(entry: Entry) -> BaseRaw:
+    """Open a listed recording as ``open_raw`` does, and hold its header to the files listed with it.
+
+    A header may name its data otherwise than after itself. Such files would not be in the
+    recording's fingerprint, and a change of them would go unseen.
+
+    Raises
+    ------
+    SourceError
+        If MNE reads a file that is not listed, and as ``open_raw`` raises.
+    """
+    head = entry.files[0].path
+    raw = open_raw(head)
+    listed = {file.path.resolve() for file in entry.files}
+    for path in (*(Path(name) for name in raw.filenames if name), *_marker_files(head)):
+        if path.resolve() in listed:
+            continue
+        if head.suffix.lower() == ".fif":
+            raise SourceError(
+                f"{head.name} goes on in {path.name}, which is not named after it. Save it again with MNE."
+            )
+        raise SourceError(
+            f"{head.name} names {path.name}, which is not {head.stem}{path.suffix}. "
+            "Rename it inside the header."
+        )
+    return raw
 
 
 def open_raw(path: Path) -> BaseRaw:
@@ -322,10 +408,7 @@ class RawRecording:
     def read(self, signal: str, start: int, stop: int) -> NDArray[Any]:
         """Read samples [start, stop) of one signal; see ``Recording.read``."""
         spec = signal_named(self._signals, signal)
-        if not 0 <= start <= stop <= spec.n_samples:
-            raise SourceError(
-                f"Samples [{start}, {stop}) of {signal!r} were asked for; it holds [0, {spec.n_samples})."
-            )
+        check_range(spec, start, stop)
         if start == stop:
             return np.empty((0, *spec.array.sample_shape), spec.array.dtype)
         units = {signal: "uV"} if spec.channels[0].unit == "uV" else None
@@ -383,10 +466,21 @@ def _as_source_error(path: Path) -> Iterator[None]:
     except (SourceError, InputError, MissingExtra, MemoryError):
         raise
     except Exception as error:
+        if _holds_epochs(path, str(error)):
+            raise SourceError(
+                f"{path.name} holds epochs. Hand in the continuous recording that they were cut from."
+            ) from error
         raise SourceError(
             f"{path.name} cannot be read ({type(error).__name__}: {_one_line(error, path)}). "
             "Fetch it again, or leave it out."
         ) from error
+
+
+def _holds_epochs(path: Path, message: str) -> bool:
+    """Tell from MNE's refusal to read a Raw whether the file, FIF or .set, holds epochs."""
+    if "No raw data in" in message:
+        return bool(_mne().what(path) == "epochs")
+    return "number of trials is" in message
 
 
 def _heed(caught: list[warnings.WarningMessage], path: Path) -> None:
@@ -400,7 +494,12 @@ def _heed(caught: list[warnings.WarningMessage], path: Path) -> None:
 
 def _one_line(message: object, path: Path) -> str:
     """Write MNE's message on one line and without the folder: refusals are kept in stores."""
-    return " ".join(str(message).replace(f"{path.parent}{os.sep}", "").split())
+    text = str(message)
+    # MNE makes names absolute, and follows links for some.
+    folders = {path.parent, path.parent.absolute(), path.parent.resolve(), path.resolve().parent}
+    for folder in sorted(map(str, folders - {Path()}), key=len, reverse=True):
+        text = text.replace(f"{folder}{os.sep}", "")
+    return " ".join(text.split())
 
 
 def _path(raw: BaseRaw) -> Path:
@@ -538,7 +637,8 @@ def _check_brainvision(path: Path, raw: BaseRaw) -> None:
     """Compare a BrainVision header with the size of its data file.
 
     MNE takes the number of samples from the size, drops a part of one, and looks for the
-    channels of a vectorized file in the wrong places if its end is missing.
+    channels of a vectorized file in the wrong places if its end is missing. Of a marker file
+    (.vmrk) without its end nothing can be told: it states no number of markers.
 
     References
     ----------
@@ -556,6 +656,17 @@ def _check_brainvision(path: Path, raw: BaseRaw) -> None:
             f"{f'{n_promised} samples' if match else 'whole samples'} of {frame_bytes} bytes, it holds "
             f"{size_bytes} bytes. Fetch it again, or leave it out."
         )
+
+
+def _marker_files(head: Path) -> list[Path]:
+    """Find the marker file that a BrainVision header names; where it is absent, MNE takes the listed one."""
+    form = format_of(head.name)
+    if form is None or form.reader != "read_raw_brainvision":
+        return []
+    header = head.read_bytes()
+    match = re.search(rb"^MarkerFile[ \t]*=[ \t]*([^\r\n]*)", header, re.MULTILINE | re.IGNORECASE)
+    name = match[1].strip().decode("utf-8" if b"UTF-8" in header else "latin-1") if match else ""
+    return [head.parent / name] if name and (head.parent / name).is_file() else []
 
 
 _BRAINVISION_BYTES = {"short": 2, "int": 4, "single": 4, "double": 8}

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram.arrays import ArraySpec
-from engram.errors import InputError, SourceError
+from engram.errors import InputError, MissingExtra, SourceError
 from engram.recordings.mne_raw import RawRecording
 from engram.recordings.recording import (
     Channel,
@@ -28,6 +28,7 @@ from engram.recordings.recording import (
     Recording,
     Refusal,
     Signal,
+    check_range,
     read_blocks,
     signal_named,
 )
@@ -74,12 +75,12 @@ class ArraySignal:
     Raises
     ------
     InputError
-        If the array has no axis, or axes and channels do not fit it.
+        If the array has no axis or does not hold numbers, or axes and channels do not fit it.
     """
 
     data: SliceableArray
-    """Samples along the first axis, of any dtype that NumPy names: (time, channel),
-    (frame, height, width), (trial, voxel), ..."""
+    """Samples along the first axis, booleans or numbers: (time, channel), (frame, height, width),
+    (trial, voxel), ..."""
     rate_hz: float
     """Samples per second; 1.0 for trials without a clock."""
     start_s: float = 0.0
@@ -98,7 +99,7 @@ class ArraySignal:
         shape = tuple(int(length) for length in self.data.shape)
         axes = self.axes or _AXES.get(len(shape)) or ("time", *(f"axis_{i}" for i in range(1, len(shape))))
         try:
-            array = ArraySpec(shape, np.dtype(self.data.dtype).name, axes)
+            array = ArraySpec(shape, np.dtype(self.data.dtype).str, axes)
         except (TypeError, ValueError) as error:
             raise InputError(f"Signal {name!r}: {error}") from error
         if self.bank is not None and np.dtype(array.dtype).kind not in "iu":
@@ -219,10 +220,7 @@ class _OpenArrays:
         spec = signal_named(self._signals, signal)
         if self._arrays is None:
             raise InputError("This recording is closed. Open it again from its source.")
-        if not 0 <= start <= stop <= spec.n_samples:
-            raise SourceError(
-                f"Samples [{start}, {stop}) of {signal!r} were asked for; it holds [0, {spec.n_samples})."
-            )
+        check_range(spec, start, stop)
         try:
             data = np.array(self._arrays[signal].data[start:stop])
         except (OSError, RuntimeError, ValueError) as error:
@@ -333,8 +331,9 @@ class ConcatSource:
     """Recordings of a braindecode ``BaseConcatDataset`` or an eegdash dataset, known by their attributes.
 
     Subject, session, task and run of the description make the ids where they tell all
-    recordings apart; otherwise the recordings are numbered. Listing asks every recording
-    for its ``Raw``, which a dataset that fetches on demand fetches at that moment.
+    recordings apart; otherwise the recordings are numbered. Listing takes sizes from eegdash's
+    records; where there is none it asks a recording for its ``Raw``, once. Opening asks the one
+    recording opened.
 
     Raises
     ------
@@ -354,40 +353,83 @@ class ConcatSource:
     dataset: ConcatDataset
     """The dataset; its ``target_transform`` and the like play no part."""
 
+    _by_id: Mapping[str, Any] = field(init=False, repr=False)
+    """The recordings by their id, in the dataset's order."""
+
     def __post_init__(self) -> None:
-        for one in self.dataset.datasets:
+        recordings = list(self.dataset.datasets)
+        for one in recordings:
             # braindecode's EEGWindowsDataset has a Raw too, and metadata that say where the windows lie.
-            if hasattr(one, "windows") or hasattr(one, "metadata") or not hasattr(one, "raw"):
+            if _has(one, "windows") or _has(one, "metadata") or not _has(one, "raw"):
                 raise InputError(
                     f"{type(one).__name__} holds windows. Hand in the continuous recordings that they were "
                     "cut from; Engram keeps windows as an index."
                 )
+        object.__setattr__(self, "_by_id", dict(zip(_ids(recordings), recordings, strict=True)))
 
     def entries(self) -> tuple[Entry, ...]:
         """List the recordings, sorted by id."""
-        return RawSource(self._raws(), self._fields()).entries()
+        return tuple(
+            Entry(id=name, fields=_description_fields(one), size_bytes=_listed_bytes(name, one))
+            for name, one in sorted(self._by_id.items())
+        )
 
     def refusals(self) -> tuple[Refusal, ...]:
         """Nothing is left out while listing."""
         return ()
 
     def open(self, entry: Entry) -> RawRecording:
-        """Read one recording's ``Raw``; its events are its annotations."""
-        return RawRecording(self._raws()[entry.id])
+        """Read one recording's ``Raw``; its events are its annotations.
 
-    def _raws(self) -> dict[str, BaseRaw]:
-        return {name: one.raw for name, one in zip(self._ids(), self.dataset.datasets, strict=True)}
+        Raises
+        ------
+        SourceError
+            If the dataset cannot give it.
+        """
+        return RawRecording(_raw_of(entry.id, self._by_id[entry.id]))
 
-    def _fields(self) -> dict[str, dict[str, Field]]:
-        return dict(zip(self._ids(), map(_description_fields, self.dataset.datasets), strict=True))
 
-    def _ids(self) -> list[str]:
-        fields = [_description_fields(one) for one in self.dataset.datasets]
-        ids = [
-            "_".join(f"{short}-{_label(each[key])}" for key, short in _ENTITIES.items() if key in each)
-            for each in fields
-        ]
-        return ids if len(set(ids)) == len(ids) and all(ids) else _numbers(len(ids))
+def _has(one: Any, name: str) -> bool:
+    """Tell whether there is an attribute, without making a property fetch what it stands for."""
+    return name in getattr(one, "__dict__", {}) or hasattr(type(one), name)
+
+
+def _ids(recordings: Sequence[Any]) -> list[str]:
+    fields = [_description_fields(one) for one in recordings]
+    ids = [
+        "_".join(f"{short}-{_label(each[key])}" for key, short in _ENTITIES.items() if key in each)
+        for each in fields
+    ]
+    return ids if len(set(ids)) == len(ids) and all(ids) else _numbers(len(ids))
+
+
+def _raw_of(name: str, one: Any) -> BaseRaw:
+    """Ask for a ``Raw``; whatever fails while it is fetched and read is this recording's failure."""
+    try:
+        raw: BaseRaw | None = one.raw
+    except (MemoryError, MissingExtra):
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())
+        raise SourceError(
+            f"{name} cannot be read ({type(error).__name__}: {why}). Leave it out of the dataset."
+        ) from error
+    if raw is None:  # eegdash's on_error="skip"
+        raise SourceError(f"{name} has no Raw. Leave it out of the dataset.")
+    return raw
+
+
+def _listed_bytes(name: str, one: Any) -> int:
+    """Tell a recording's size, by eegdash's record of it if there is one."""
+    record = getattr(one, "record", None) or {}
+    n_times, n_channels = record.get("ntimes"), record.get("nchans")
+    if not n_times or not n_channels:
+        try:
+            raw = _raw_of(name, one)
+        except SourceError:
+            return 0  # opening it tells why, and refuses this one alone
+        n_times, n_channels = raw.n_times, len(raw.ch_names)
+    return _FLOAT64_BYTES * int(n_times) * int(n_channels)
 
 
 _ENTITIES = {"subject": "sub", "session": "ses", "task": "task", "run": "run"}

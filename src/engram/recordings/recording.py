@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram.arrays import ArraySpec
-from engram.errors import DoesNotFit, InputError
+from engram.errors import DoesNotFit, InputError, SourceError
 
 __all__ = [
     "Channel",
@@ -31,6 +31,7 @@ __all__ = [
     "Signal",
     "Source",
     "SourceFile",
+    "check_range",
     "read_blocks",
     "signal_named",
 ]
@@ -39,7 +40,7 @@ Field = str | int | float
 """Value of a descriptive field: text or a number. A missing field is absent."""
 
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class Signal:
         if not _NAME.fullmatch(self.name):
             raise InputError(
                 f"A signal cannot be named {self.name!r}: the name is a folder's in a store. "
-                "Use letters, digits, '_', '-' and '.', beginning with a letter or digit."
+                "Use up to 64 letters, digits, '_' and '-', beginning with a letter or digit."
             )
         if self.channels and len(self.channels) != self.array.shape[-1]:
             raise InputError(
@@ -324,6 +325,20 @@ def read_blocks(recording: Recording, signal: str, max_bytes: int) -> Iterator[t
         )
     for start in range(0, spec.n_samples, max(step, 1)):
         yield start, recording.read(signal, start, min(start + step, spec.n_samples))
+
+
+def check_range(signal: Signal, start: int, stop: int) -> None:
+    """Hold samples [start, stop) to what a signal has.
+
+    Raises
+    ------
+    SourceError
+        If they are not all there, or start comes after stop.
+    """
+    if not 0 <= start <= stop <= signal.n_samples:
+        raise SourceError(
+            f"Samples [{start}, {stop}) of {signal.name!r} were asked for; it holds [0, {signal.n_samples})."
+        )
 
 
 def signal_named(signals: Sequence[Signal], name: str) -> Signal:

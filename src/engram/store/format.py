@@ -89,7 +89,7 @@ class Call:
     precision: Mapping[str, str] = field(default_factory=dict)
     """Per signal, the precision that was asked for."""
     errors: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-    """Per signal, the largest error that storing cost, measured while writing."""
+    """Per signal, the channel that keeps the lowest signal-to-noise ratio, measured while writing."""
     software: Mapping[str, str] = field(default_factory=dict)
     """Versions of the libraries that decide samples."""
 
@@ -143,8 +143,20 @@ class Manifest:
         head = _HEAD.match(data)
         blank = _BLANK + data[len(_BLANK) :]
         if head is None or int(head[1], 16) != crc32c(blank):
-            raise StoreDamaged(f"{MANIFEST} does not match its own checksum. Prepare the store again.")
+            raise StoreDamaged(
+                f"{MANIFEST} does not match its own checksum. Restore it from a copy, or prepare into "
+                "a new folder."
+            )
         body = json.loads(data)
+        try:
+            return cls._from_body(body)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, StoreFormatError):
+                raise
+            raise StoreFormatError(f"{MANIFEST} is not one of Engram's: {error!r}. Do not use it.") from error
+
+    @classmethod
+    def _from_body(cls, body: dict[str, Any]) -> Manifest:
         if body["format_version"] != FORMAT_VERSION:
             raise StoreFormatError(
                 f"The store has format version {body['format_version']}, this Engram reads "

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engram.errors import StoreFormatError
+
 __all__ = ["BLOCK_BYTES", "Grid"]
 
 BLOCK_BYTES = 128 * 1024
@@ -30,9 +32,19 @@ block: small enough for all three, large enough that 512 MiB has 4,096 blocks.
 """
 
 
+_DTYPES = frozenset(
+    ["bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "float16", "float32"]
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """The geometry of one part.
+
+    Raises
+    ------
+    StoreFormatError
+        If it is none: a store from a stranger may say anything.
 
     Examples
     --------
@@ -49,6 +61,14 @@ class Grid:
     """Shape of one sample."""
     dtype: str
     """NumPy's name of the stored element type."""
+
+    def __post_init__(self) -> None:
+        is_sane = self.n_samples >= 0 and all(length > 0 for length in self.sample_shape)
+        if self.dtype not in _DTYPES or not is_sane:
+            raise StoreFormatError(
+                f"A part cannot have {self.n_samples} samples of {self.dtype} {self.sample_shape}. "
+                "Do not use this store."
+            )
 
     @property
     def sample_bytes(self) -> int:

@@ -58,6 +58,15 @@ half a millivolt takes it to 47-55 dB, where this rule speaks up. bfloat16 keeps
 any signal without an offset: who asks for it has chosen that, and is told of an offset only.
 """
 
+STRETCH_SAMPLES = 256
+"""Samples over which a channel's variance is taken, one stretch after another.
+
+Over the whole recording a drift of 20 mV, or a step, would count as signal and hide that
+float16 rounds there to 16 microvolts. Half a second at 500 Hz still holds the EEG's rhythms.
+The error counts about its own mean too: a square wave whose levels are off by a constant
+has lost nothing.
+"""
+
 _INT16_STEPS = 32767
 _FLOAT16_MAX = 65504.0
 _PIECE_VALUES = 131_072
@@ -107,8 +116,11 @@ def parse_precision(text: str, signal: str, array: ArraySpec) -> Precision:
     Raises
     ------
     InputError
-        If the name is unknown, or narrows integers or keeps floats ``exact`` that are not float32.
+        If the name is unknown, narrows integers or keeps floats ``exact``, or the dtype is
+        neither boolean, integer nor float.
     """
+    if np.dtype(array.dtype).kind not in "biuf":
+        raise InputError(f"Signal {signal!r} is {array.dtype}. Store booleans, integers or floats.")
     if text == "default":
         return default_precision(signal, array)
     if text not in get_args(Precision):
@@ -142,7 +154,8 @@ def encode(x: NDArray[Any], precision: Precision, scaling: Scaling | None = None
         The map of int16; None otherwise.
     """
     if precision == "exact":
-        return np.ascontiguousarray(x)
+        # A store is little-endian; NIfTI and HDF5 files often are not.
+        return np.ascontiguousarray(x, x.dtype.newbyteorder("<"))
     if precision == "int16":
         assert scaling is not None, "int16 needs its scaling"
         steps = np.rint((x - scaling.offset) / scaling.scale)
@@ -199,7 +212,8 @@ class ChannelError:
     max_error: float
     """Largest distance between a sample and what is read back."""
     snr_db: float
-    """10 log10 of variance over mean squared error; infinite where nothing was lost."""
+    """10 log10 of the signal's variance over the error's, both within stretches of
+    ``STRETCH_SAMPLES``; infinite where nothing was lost."""
     n_nan: int
     """Samples that are NaN."""
     n_infinite: int
@@ -226,7 +240,12 @@ class ErrorMeter:
         self._n_channels = n_channels
         self._n = np.zeros(n_channels, np.int64)
         self._pivot: NDArray[np.float64] | None = None
-        self._sum, self._square, self._error = (np.zeros(n_channels) for _ in range(3))
+        self._sum, self._square = np.zeros(n_channels), np.zeros(n_channels)
+        # Of signal and error: squares about the means of whole stretches; then the current
+        # stretch's count, sums and squares.
+        self._within = np.zeros((2, n_channels))
+        self._stretch = np.zeros((5, n_channels))
+        self._n_samples = 0
         self._max_error = np.zeros(n_channels)
         self._minimum = np.full(n_channels, np.inf)
         self._maximum = np.full(n_channels, -np.inf)
@@ -238,10 +257,24 @@ class ErrorMeter:
         back = np.asarray(read_back).reshape(-1, self._n_channels)
         # A piece of 512 KiB stays in the core's own cache through every sum below:
         # measured 3 times faster than whole blocks.
-        step = max(1, _PIECE_VALUES // self._n_channels)
-        for start in range(0, len(x), step):
+        longest = max(1, _PIECE_VALUES // self._n_channels)
+        start = 0
+        while start < len(x):
+            # No piece crosses the end of a stretch, wherever the caller cuts its blocks.
+            step = min(longest, STRETCH_SAMPLES - self._n_samples % STRETCH_SAMPLES)
             piece = np.ascontiguousarray(x[start : start + step], np.float32)
             self._add_piece(piece, np.asarray(back[start : start + step], np.float32))
+            self._n_samples += len(piece)
+            if self._n_samples % STRETCH_SAMPLES == 0:
+                self._within += self._within_stretch()
+                self._stretch[:] = 0.0
+            start += step
+
+    def _within_stretch(self) -> NDArray[np.float64]:
+        """Sum the squares of signal and error, each about its own mean over the stretch so far."""
+        n, *sums = self._stretch
+        total, square = np.array(sums[:2]), np.array(sums[2:])
+        return np.asarray(np.maximum(square - total**2 / np.maximum(n, 1), 0.0))
 
     def _add_piece(self, x: NDArray[np.float32], back: NDArray[np.float32]) -> None:
         with np.errstate(invalid="ignore"):  # infinity minus infinity is counted below
@@ -280,10 +313,13 @@ class ErrorMeter:
         if self._pivot is None:
             self._pivot = (total / len(x)).astype(np.float32).astype(np.float64)
         centred = x - self._pivot.astype(np.float32)
+        shifted = total - len(x) * self._pivot
+        square = np.einsum("tc,tc->c", centred, centred)
+        errors = error.sum(axis=0, dtype=np.float64), np.einsum("tc,tc->c", error, error)
+        self._stretch += np.stack([n, shifted, errors[0], square, errors[1]])
         self._n += n
-        self._sum += total - len(x) * self._pivot
-        self._square += np.einsum("tc,tc->c", centred, centred)
-        self._error += np.einsum("tc,tc->c", error, error)
+        self._sum += shifted
+        self._square += square
         np.maximum(self._max_error, np.abs(error).max(axis=0), out=self._max_error)
         np.minimum(self._minimum, x.min(axis=0), out=self._minimum)
         np.maximum(self._maximum, x.max(axis=0), out=self._maximum)
@@ -294,10 +330,12 @@ class ErrorMeter:
         pivot = self._pivot if self._pivot is not None else np.zeros(self._n_channels)
         shift = self._sum / n
         variance = np.maximum(self._square / n - shift**2, 0.0)
+        within, error = self._within + self._within_stretch()
         with np.errstate(divide="ignore", invalid="ignore"):
-            snr = 10 * np.log10(variance / (self._error / n))
-        # No variance, nothing to lose; no error, nothing lost.
-        snr[(variance == 0) | (self._error == 0)] = np.inf
+            snr = 10 * np.log10(within / error)
+        # No variance, nothing to lose; no error, nothing lost; sums beyond float32, no promise.
+        snr[(within == 0) | (error == 0)] = np.inf
+        snr[np.isnan(snr)] = -np.inf
         std = np.sqrt(variance)
         return [
             ChannelError(

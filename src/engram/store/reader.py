@@ -6,7 +6,7 @@ first asked for; of a recording that was prepared again, the last call's rows co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -124,7 +124,7 @@ class Store:
         """One row per event: recording, onset_s, duration_s, description, further columns as text."""
         return self.table("events")
 
-    def table(self, name: str) -> pa.Table:
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Read a table over all calls, without the rows of recordings that were replaced.
 
         Parameters
@@ -132,6 +132,8 @@ class Store:
         name
             ``recordings``, ``signals``, ``events``, ``layouts``, ``scales``, ``parts``,
             ``checksums`` or ``refusals``.
+        columns
+            Names of the columns wanted, or None for all.
 
         Raises
         ------
@@ -143,21 +145,41 @@ class Store:
         if name not in TABLES:
             raise InputError(f"There is no table {name!r}. Use one of: {', '.join(TABLES)}.")
         tables = []
-        for call in self.manifest.calls:
-            table = read_table(self.path / call_folder(call.number) / f"{name}.parquet")
+        stored = set(self._call_of) if name == "refusals" else set()
+        for call in reversed(self.manifest.calls):
+            table = self._read_table(call.number, name, columns)
             if name in ("recordings", "signals", "events", "scales"):
                 current = [r for r, number in self._call_of.items() if number == call.number]
                 table = table.filter(pc.is_in(table["recording"], pa.array(current, pa.string())))
             elif name == "refusals":
-                stored = pa.array(list(self._call_of), pa.string())
-                table = table.filter(pc.invert(pc.is_in(table["recording"], stored)))
+                # Refused by several calls, it is refused once: the last call's words count.
+                table = table.filter(
+                    pc.invert(pc.is_in(table["recording"], pa.array(sorted(stored), pa.string())))
+                )
+                stored.update(table["recording"].to_pylist())
             tables.append(table)
-        return pa.concat_tables(tables, promote_options="default")
+        return pa.concat_tables(reversed(tables), promote_options="default")
 
     def fingerprints_of(self, call: int) -> dict[str, str]:
         """Give the recordings that a call stored, replaced since or not: id -> fingerprint."""
-        table = read_table(self.path / call_folder(call) / "recordings.parquet")
+        table = self._read_table(call, "recordings", ["recording", "fingerprint"])
         return dict(zip(table["recording"].to_pylist(), table["fingerprint"].to_pylist(), strict=True))
+
+    def _read_table(self, call: int, name: str, columns: Sequence[str] | None) -> pa.Table:
+        try:
+            return read_table(self.path / call_folder(call) / f"{name}.parquet", columns)
+        except StoreDamaged as error:
+            if self._is_outdated():
+                raise StoreDamaged(
+                    f"{self.path} was prepared again since it was opened. Open it anew."
+                ) from error
+            raise
+
+    def _is_outdated(self) -> bool:
+        try:
+            return Manifest.from_bytes((self.path / MANIFEST).read_bytes()) != self.manifest
+        except (OSError, StoreDamaged):
+            return False  # gone or damaged itself: not the reason looked for
 
     @cached_property
     def _call_of(self) -> dict[str, int]:
@@ -172,7 +194,15 @@ class Store:
         parts = {row["part"]: row for row in self.table("parts").to_pylist()}
         extents = {}
         for row in self.signals.to_pylist():
-            part = parts[row["part"]]
+            part = parts.get(row["part"])
+            if (
+                part is None
+                or not 0 <= row["start"] <= row["stop"] <= part["n_samples"]
+                or row["rate_hz"] <= 0
+            ):
+                raise StoreDamaged(
+                    f"The tables contradict each other on {row['recording']!r}. Prepare it anew."
+                )
             grid = Grid(part["n_samples"], tuple(part["sample_shape"]), part["dtype"])
             if Part(row["part"], row["signal"], grid).file not in self.manifest.files:
                 raise StoreDamaged(f"The tables name part {row['part']!r}, which {MANIFEST} does not list.")
@@ -284,17 +314,18 @@ class Store:
 
     @cached_property
     def _scalings(self) -> dict[tuple[str, str], Scaling]:
-        table = self.table("scales")
-        rows: dict[tuple[str, str], list[tuple[int, float, float]]] = {}
-        for row in table.filter(pc.is_valid(table["scale"])).to_pylist():
-            rows.setdefault((row["recording"], row["signal"]), []).append(
-                (row["index"], row["scale"], row["offset"])
-            )
+        """Every scaling, as slices of two arrays: millions of rows would be gigabytes as dicts."""
+        table = self.table("scales", ["recording", "signal", "index", "scale", "offset"])
+        table = table.filter(pc.is_valid(table["scale"])).sort_by(
+            [("recording", "ascending"), ("signal", "ascending"), ("index", "ascending")]
+        )
+        scale, offset = table["scale"].to_numpy(), table["offset"].to_numpy()
+        starts = np.flatnonzero(table["index"].to_numpy() == 0)
+        keys = table.select(["recording", "signal"]).take(starts).to_pylist()
+        stops = np.append(starts, len(table))[1:]
         return {
-            key: Scaling(
-                np.array([s for _, s, _ in sorted(channels)]), np.array([o for *_, o in sorted(channels)])
-            )
-            for key, channels in rows.items()
+            (key["recording"], key["signal"]): Scaling(scale[start:stop], offset[start:stop])
+            for key, start, stop in zip(keys, starts, stops, strict=True)
         }
 
     def __enter__(self) -> Self:

@@ -71,6 +71,7 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             ("signal", _text),
             ("index", pa.int32()),
             ("channel", _text),
+            ("unit", _text),
             ("scale", _real),
             ("offset", _real),
             ("mean", _real),
@@ -127,8 +128,8 @@ def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> No
                 writer.write_table(table, row_group_size=table.num_rows)
 
 
-def read_table(path: Path) -> pa.Table:
-    """Read a Parquet file, checking its page checksums.
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file, or some columns of it, checking its page checksums.
 
     Raises
     ------
@@ -138,7 +139,7 @@ def read_table(path: Path) -> pa.Table:
     try:
         # Read through one open file: pyarrow's dataset reader ignores the page checksums.
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read()
+            return file.read(columns)
     except (OSError, pa.ArrowException) as error:
         message = f"Table {path.parent.name}/{path.name} cannot be read: {error}. Run engram verify."
         raise StoreDamaged(message) from error

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from engram.errors import StoreDamaged
+from engram.errors import StoreDamaged, StoreFormatError
 from engram.store.backend import Part
 from engram.store.crc import crc32c, file_crc32c
 from engram.store.format import BUILDING, LOCK, MANIFEST, FileStamp
@@ -156,8 +157,8 @@ class _Locator:
 
     def _bad_blocks(self, path: Path, part: Part) -> Iterator[int]:
         with path.open("rb") as file:
-            for block in range(part.grid.n_blocks):
-                if crc32c(file.read(part.grid.block_bytes)) != self._checksums[part.path, block]:
+            for block, crc in enumerate(self._checksums_of(part)):
+                if crc32c(file.read(part.grid.block_bytes)) != crc:
                     yield block
 
     def _samples(self, part: Part, start: int, stop: int) -> tuple[str, tuple[str, ...]]:
@@ -183,13 +184,19 @@ class _Locator:
         try:
             names = sorted(set(self.store.signals["signal"].to_pylist()))
             return [extent for name in names for extent in self.store.extents(name)]
-        except StoreDamaged:
+        except (StoreDamaged, StoreFormatError):
             return []  # reported as the table's own damage; parts are then named without recordings
 
+    def _checksums_of(self, part: Part) -> list[int]:
+        """Give the CRC32C of every block of a part, in order."""
+        table = self._checksums
+        own = table.filter(pc.equal(table["part"], part.path)).sort_by("block")
+        crcs: list[int] = own["crc32c"].to_pylist()
+        return crcs
+
     @cached_property
-    def _checksums(self) -> dict[tuple[str, int], int]:
-        table = self.store.table("checksums").to_pydict()
-        return dict(zip(zip(table["part"], table["block"], strict=True), table["crc32c"], strict=True))
+    def _checksums(self) -> pa.Table:
+        return self.store.table("checksums")
 
 
 def _seconds(extent: Extent, start: int, stop: int) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import re
@@ -24,7 +25,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from engram.errors import DoesNotFit, StoreLocked, StoreNotWritable
+from engram.errors import DoesNotFit, InputError, StoreLocked, StoreNotWritable
 from engram.store.backend import Part
 from engram.store.crc import crc32c, file_crc32c
 from engram.store.format import (
@@ -42,7 +43,7 @@ from engram.store.format import (
     part_path,
 )
 from engram.store.grid import Grid
-from engram.store.tables import SCHEMAS, TABLES, join_tables, rows_table, write_table
+from engram.store.tables import TABLES, join_tables, rows_table, write_table
 
 __all__ = [
     "GroupWriter",
@@ -57,6 +58,12 @@ __all__ = [
     "read_manifest",
     "sweep",
 ]
+
+_RESULT = "group.json"
+"""File of a group's folder in ``building`` that says: finished, and these are its files."""
+
+_MAX_OPEN_PARTS = 64
+"""Parts of one group whose files stay open; a corpus may have as many forms as recordings."""
 
 FREE_SPACE_MARGIN = 1.2
 """Free space asked for, over the predicted size: predictions come from headers."""
@@ -82,10 +89,10 @@ def disk_errors(root: Path) -> Iterator[None]:
             )
             free = shutil.disk_usage(_existing(root)).free
             raise DoesNotFit(message, resource="disk", needed_bytes=free + 1, allowed_bytes=free) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.ENOENT):
             reason = os.strerror(error.errno)
             message = f"{root.name} cannot be written: {reason}. Choose another folder, or mend the disk."
-            raise StoreNotWritable(error.errno, message) from error
+            raise StoreNotWritable(message) from error
         raise
 
 
@@ -116,13 +123,17 @@ def locked(root: Path) -> Iterator[None]:
 
     Raises
     ------
+    InputError
+        If this is a file, or a folder with something else in it.
     StoreLocked
         If another process builds this store.
     StoreNotWritable
         If the folder cannot be written.
     """
     with disk_errors(root):
+        _check_folder(root)
         root.mkdir(parents=True, exist_ok=True)
+        sync_folder(root.absolute().parent)
         lock = FileLock(root / LOCK)
         try:
             lock.acquire(timeout=0)
@@ -133,6 +144,29 @@ def locked(root: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+_OURS = {"parts": r"\d{4,}-\d{5,}-.+", "tables": r"\d{4,}", BUILDING: r"\d{4,}-\d{5,}(\.\w+)?"}
+"""What we name our folders; a builder touches nothing else in a store's folder."""
+
+
+def _is_ours(path: Path) -> bool:
+    """Say whether a child of ``parts``, ``tables`` or ``building`` is named as we name ours."""
+    return path.name == ROOT_GROUP or re.fullmatch(_OURS[path.parent.name], path.name) is not None
+
+
+def _check_folder(root: Path) -> None:
+    """Refuse a folder that is neither empty, nor a store, nor an unfinished one: it is somebody's."""
+    if not root.exists() or (root / MANIFEST).exists():
+        return
+    if not root.is_dir():
+        raise InputError(f"{root} is a file. Name a folder for the store.")
+    known = {LOCK, ROOT_GROUP, *_OURS}
+    strange = [path for path in root.iterdir() if path.name not in known]
+    strange += [path for name in _OURS for path in _children(root / name) if not _is_ours(path)]
+    if strange:
+        names = ", ".join(sorted(path.relative_to(root).as_posix() for path in strange)[:3])
+        raise InputError(f"{root} is no store and is not empty: it holds {names}. Name a new folder.")
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -203,7 +237,9 @@ class _PartFile:
         self._block_bytes, self._sample_bytes = grid.block_bytes, grid.sample_bytes
         self._pending = b""
         self._crc = 0
-        self._file = path.open("wb", buffering=0)
+        self._path = path
+        self._open: io.FileIO | None = None
+        path.touch()
 
     def append(self, samples: NDArray[Any]) -> None:
         self.n_samples += len(samples)
@@ -231,6 +267,19 @@ class _PartFile:
             # write(2), never a map: a full disk is then an error and not a SIGBUS.
             view = view[self._file.write(view) :]
 
+    @property
+    def _file(self) -> io.FileIO:
+        if self._open is None:
+            self._open = io.FileIO(self._path, "r+")
+            self._open.seek(0, os.SEEK_END)
+        return self._open
+
+    def release(self) -> None:
+        """Close the file until it is next written."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
     def mark(self) -> tuple[int, int, bytes, int]:
         """Remember this place, to come back to if the recording is refused."""
         return self.n_samples, len(self.crcs), self._pending, self._crc
@@ -248,11 +297,8 @@ class _PartFile:
         index = self.grid.index()
         self._write(index + crc32c(index).to_bytes(4, "little"))
         os.fsync(self._file.fileno())
-        self._file.close()
+        self.release()
         return FileStamp(self.grid.file_bytes, self._crc)
-
-    def discard(self) -> None:
-        self._file.close()
 
     @property
     def grid(self) -> Grid:
@@ -288,25 +334,29 @@ class GroupWriter:
         self._rows: dict[str, list[Mapping[str, Any]]] = {name: [] for name in TABLES}
         self._marks: list[tuple[int, int, bytes, int]] = []
         self._row_marks: dict[str, int] = {}
+        self._layouts: set[str] = set()
         self._lock = FileLock(_group_folder(root, call, group).with_suffix(".lock"))
         self._work = _group_folder(root, call, group).with_suffix(".tmp")
 
     def __enter__(self) -> Self:
-        self._work.parent.mkdir(parents=True, exist_ok=True)
-        self._lock.acquire()
-        shutil.rmtree(self._work, ignore_errors=True)
-        progress_file(self._root, self._call, self._group).unlink(missing_ok=True)
-        self._work.mkdir()
+        with disk_errors(self._root):
+            self._work.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+            shutil.rmtree(self._work, ignore_errors=True)
+            progress_file(self._root, self._call, self._group).unlink(missing_ok=True)
+            self._work.mkdir()
         return self
 
     def __exit__(self, *exception: object) -> None:
         for _, part in self._parts:
-            part.discard()
+            part.release()
         shutil.rmtree(self._work, ignore_errors=True)
         self._lock.release()
 
     def begin_recording(self) -> None:
-        """Mark the place that ``refuse`` goes back to."""
+        """Mark the place that ``refuse_recording`` goes back to."""
+        for _, part in self._parts[:-_MAX_OPEN_PARTS]:
+            part.release()
         self._marks = [part.mark() for _, part in self._parts]
         self._row_marks = {name: len(rows) for name, rows in self._rows.items()}
 
@@ -318,6 +368,7 @@ class GroupWriter:
             part.rewind(mark)
         for name, n_rows in self._row_marks.items():
             del self._rows[name][n_rows:]
+        self._layouts = {row["layout"] for row in self._rows["layouts"]}
 
     def part(self, form: PartForm) -> int:
         """Find or begin the part of this form, and give its number within the group."""
@@ -328,8 +379,9 @@ class GroupWriter:
         path = part_path(self._call, self._group, form.signal, number)
         folder = self._work / Path(path).name
         shard = folder / Part(path, form.signal, Grid(0, form.sample_shape, form.dtype)).file[len(path) + 1 :]
-        shard.parent.mkdir(parents=True)
-        self._parts.append((path, _PartFile(shard, form)))
+        with disk_errors(self._root):
+            shard.parent.mkdir(parents=True)
+            self._parts.append((path, _PartFile(shard, form)))
         return number
 
     def path_of(self, number: int) -> str:
@@ -342,16 +394,17 @@ class GroupWriter:
 
     def append(self, number: int, samples: NDArray[Any]) -> None:
         """Append encoded samples to a part."""
-        self._parts[number][1].append(samples)
+        with disk_errors(self._root):
+            self._parts[number][1].append(samples)
 
-    def add_row(self, table: str, **columns: Any) -> None:
+    def add_row(self, table: str, /, **columns: Any) -> None:
         """Add a row to one of the group's tables."""
         self._rows[table].append(columns)
+        self._layouts.add(columns.get("layout", ""))
 
-    def is_new(self, table: str, key: str) -> bool:
-        """Say whether a table has no row yet whose first column is ``key``."""
-        first = SCHEMAS[table].names[0]
-        return all(row[first] != key for row in self._rows[table])
+    def has_layout(self, layout: str) -> bool:
+        """Say whether the group's table of layouts has this one."""
+        return layout in self._layouts
 
     def finish(self, notes: Mapping[str, Any]) -> None:
         """Move the parts to their place and leave the result folder.
@@ -361,19 +414,21 @@ class GroupWriter:
         notes
             What a resumed build wants to know of this group; JSON, never part of the store.
         """
+        with disk_errors(self._root):
+            self._finish(notes)
+
+    def _finish(self, notes: Mapping[str, Any]) -> None:
         result = self._work / "result"
         result.mkdir()
         stamps: dict[str, list[int]] = {}
         for folder, part in self._parts:
             if part.n_samples:
                 stamps |= self._finish_part(folder, part)
-            else:  # all its recordings were refused
-                part.discard()
         for name, rows in self._rows.items():
             table = rows_table(name, rows)
             write_table(result / f"{name}.parquet", [table], table.schema)
         outcome = {"key": self._key, "files": stamps, "notes": dict(notes)}
-        (result / "group.json").write_text(json.dumps(outcome))
+        (result / _RESULT).write_text(json.dumps(outcome))
         for path in result.iterdir():
             _sync_file(path)
         sync_folder(result)
@@ -393,8 +448,9 @@ class GroupWriter:
             ),
             shard: part.finish(),
         }
-        for parent in sorted({(folder / name[len(path) + 1 :]).parent for name in stamps}, reverse=True):
-            sync_folder(parent)
+        for inner in sorted((each for each in folder.rglob("*") if each.is_dir()), reverse=True):
+            sync_folder(inner)
+        sync_folder(folder)
         final = self._root / path
         final.parent.mkdir(exist_ok=True)
         shutil.rmtree(final, ignore_errors=True)  # left by a kill between here and the result
@@ -420,13 +476,18 @@ def _sync_file(path: Path) -> None:
 
 
 def finished_group(root: Path, call: int, group: int, key: str) -> Mapping[str, Any] | None:
-    """Give the notes of this very group if an unfinished build has finished it, else None."""
+    """Give the notes of this very group if an unfinished build has finished it, else None.
+
+    Its parts have to be there, in their size: what is committed is trusted from then on.
+    """
     try:
-        result = json.loads((_group_folder(root, call, group) / "group.json").read_text())
+        result = json.loads((_group_folder(root, call, group) / _RESULT).read_text())
     except FileNotFoundError:
         return None
+    sizes = {root / path: size_bytes for path, (size_bytes, _) in result["files"].items()}
+    is_whole = all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
     notes: Mapping[str, Any] = result["notes"]
-    return notes if result["key"] == key else None
+    return notes if result["key"] == key and is_whole else None
 
 
 def progress_file(root: Path, call: int, group: int) -> Path:
@@ -462,7 +523,7 @@ def commit(root: Path, manifest: Manifest, call: Call, n_groups: int, dropped: S
     """
     files = {path: stamp for path, stamp in manifest.files.items() if _call_of(path) not in dropped}
     for group in range(n_groups):
-        result = json.loads((_group_folder(root, call.number, group) / "group.json").read_text())
+        result = json.loads((_group_folder(root, call.number, group) / _RESULT).read_text())
         files |= {path: FileStamp(*stamp) for path, stamp in result["files"].items()}
     for name in TABLES:
         path = f"{call_folder(call.number)}/{name}.parquet"
@@ -486,6 +547,7 @@ def _write_joined(path: Path, name: str, paths: Sequence[Path]) -> FileStamp:
     _sync_file(temporary)
     temporary.replace(path)
     sync_folder(path.parent)
+    sync_folder(path.parent.parent)
     return FileStamp(path.stat().st_size, file_crc32c(path))
 
 
@@ -501,28 +563,27 @@ def sweep(root: Path, manifest: Manifest, keep_call: int | None = None) -> None:
     keep_call
         Number of the call whose unfinished groups are to be taken over, or None.
     """
-    building = root / BUILDING
-    for path in _children(building):
-        if not path.name.startswith(f"{keep_call:04d}-" if keep_call is not None else "/"):
-            _remove(path)
-    if keep_call is None:
-        shutil.rmtree(building, ignore_errors=True)
     listed = {"/".join(path.split("/")[:2]) for path in manifest.files}
-    for path in (*_children(root / "parts"), *_children(root / "tables")):
-        name = f"{path.parent.name}/{path.name}"
-        if name not in listed and (keep_call is None or _call_of(name) != keep_call):
+    for path in (path for name in _OURS for path in _children(root / name)):
+        is_kept = keep_call is not None and path.name.split("-")[0] == f"{keep_call:04d}"
+        if _is_ours(path) and not is_kept and f"{path.parent.name}/{path.name}" not in listed:
             _remove(path)
+    if not _children(root / BUILDING):
+        shutil.rmtree(root / BUILDING, ignore_errors=True)
 
 
 def _children(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
+    # A link is somebody's own arrangement: what it leads to is not ours to clear.
+    return sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
+    if path.is_symlink() or not path.is_dir():
         path.unlink()
+        return
+    # First what says that a group is finished: a kill in the middle then leaves an unfinished one.
+    (path / _RESULT).unlink(missing_ok=True)
+    shutil.rmtree(path)
 
 
 def _call_of(path: str) -> int | None:

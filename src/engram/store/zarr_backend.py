@@ -95,6 +95,7 @@ class ZarrBackend:
             except FileNotFoundError as error:
                 raise StoreDamaged(f"{part.file} is missing. Run engram verify.") from error
             while len(self._files) >= _MAX_OPEN_FILES:
-                self._files.pop(next(iter(self._files)), None)
+                # A copy of the keys, since another thread may be opening or closing.
+                self._files.pop(next(iter(list(self._files)), ""), None)
             self._files[part.file] = file
         return file

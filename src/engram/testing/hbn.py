@@ -355,7 +355,7 @@ def write_hbn(root: Path | str, corpus: HbnCorpus, *, n_jobs: int = 1) -> HbnSum
     Raises
     ------
     InputError
-        If a release's folder exists already.
+        If a release's folder exists already, or a file stands where a folder has to be.
     MissingExtra
         If mne or edfio, or joblib for several jobs, is not installed.
 
@@ -369,6 +369,8 @@ def write_hbn(root: Path | str, corpus: HbnCorpus, *, n_jobs: int = 1) -> HbnSum
     (2, 2, 0.6)
     """
     root = Path(root)
+    if file := next((place for place in (root, *root.parents) if place.is_file()), None):
+        raise InputError(f"{file} is a file, not a folder. Choose another folder.")
     subjects = _subjects(corpus)
     roots = tuple(root / corpus.folder(release) for release in corpus.releases)
     for release, folder in zip(corpus.releases, roots, strict=True):
