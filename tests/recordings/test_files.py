@@ -179,7 +179,7 @@ def test_a_refusal_names_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (folder / "x.set").write_bytes(b"no MATLAB file")
     (tmp_path / "link").symlink_to(folder)
     monkeypatch.chdir(folder if way == "here" else tmp_path)
-    given = {"absolute": folder, "relative": "secret", "here": ".", "link": "link"}[way]
+    given = {"absolute": folder, "relative": Path("secret"), "here": Path(), "link": Path("link")}[way]
     source = FileSource(given)
     for entry in source.entries():
         with pytest.raises(SourceError) as caught:

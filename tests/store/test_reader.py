@@ -5,19 +5,25 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engram.errors import InputError, StoreDamaged, StoreMissing
+from engram.errors import InputError, StoreDamaged, StoreFormatError, StoreMissing
+from engram.preparation.ingest import prepare
+from engram.store.crc import file_crc32c
+from engram.store.format import FileStamp, Manifest
 from engram.store.reader import Store
-from engram.testing.kinds import Arrays, make_bank
+from engram.store.tables import read_table, write_table
+from engram.store.verify import verify
+from engram.testing.kinds import Arrays, make_bank, make_source
 
 
 @pytest.fixture
@@ -160,3 +166,65 @@ def test_a_part_cut_short_is_an_error_and_not_a_crash(store_path: Path, tmp_path
     with pytest.raises(StoreDamaged, match="ends at byte"):
         _read_some(store)
     store.close()
+
+
+def test_a_reader_of_a_replaced_store_is_told_to_open_it_anew(arrays: Arrays, tmp_path: Path) -> None:
+    """Its tables are gone because the store was prepared again, and not because it is damaged."""
+    source = make_source({"eeg-6": arrays["eeg-6"]})
+    prepare(source, tmp_path / "store")
+    old = Store(tmp_path / "store")
+    prepare(source, tmp_path / "store", precision="float32")
+
+    with pytest.raises(StoreDamaged, match="prepared again since it was opened"):
+        old.read("eeg-6", "eeg")
+
+
+def test_the_scalings_of_int16_are_those_of_their_recording(arrays: Arrays, tmp_path: Path) -> None:
+    """Each decodes to its own range, over recordings of differing channel counts."""
+    chosen = {key: arrays[key] for key in ("eeg-129", "eeg-6", "sentence-0", "sentence-2")}
+    with prepare(make_source(chosen), tmp_path / "store", precision={"eeg": "int16"}).store as store:
+        for key, signals in chosen.items():
+            span = np.ptp(signals["eeg"], axis=0)
+            assert (np.abs(store.read(key, "eeg") - signals["eeg"]) <= span / 65534 * 0.51 + 1e-5).all()
+        with pytest.raises(StoreMissing, match="has no scaling"):
+            store.scaling("eeg-6", "stim")
+
+
+def rewrite(store: Path, table: str, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a table as a stranger might, with every checksum right."""
+    name = f"tables/0000/{table}.parquet"
+    rows = read_table(store / name)
+    columns = rows.to_pydict()
+    change(columns)
+    write_table(store / name, [pa.table(columns, schema=rows.schema)], rows.schema)
+    manifest = Manifest.from_bytes((store / "manifest.json").read_bytes())
+    stamp = FileStamp((store / name).stat().st_size, file_crc32c(store / name))
+    changed = Manifest(manifest.calls, {**manifest.files, name: stamp})
+    (store / "manifest.json").write_bytes(changed.to_bytes())
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        ("signals", "part", "../../etc"),
+        ("signals", "stop", 2**60),
+        ("signals", "start", -1),
+        ("parts", "dtype", "object"),
+        ("parts", "n_samples", 2**60),
+        ("parts", "sample_shape", [0]),
+        ("parts", "sample_shape", [-1]),
+    ],
+)
+def test_a_strangers_store_is_data(
+    arrays: Arrays, tmp_path: Path, table: str, column: str, value: Any
+) -> None:
+    """Tables that contradict each other or point elsewhere are errors of ours."""
+    prepare(make_source({"eeg-6": arrays["eeg-6"]}), tmp_path / "store").store.close()
+
+    def change(columns: dict[str, Any]) -> None:
+        columns[column] = [value] * len(columns[column])
+
+    rewrite(tmp_path / "store", table, change)
+    with Store(tmp_path / "store") as store, pytest.raises((StoreDamaged, StoreFormatError, InputError)):
+        store.read("eeg-6", "eeg", 0, 10)
+    verify(tmp_path / "store")

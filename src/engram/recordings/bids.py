@@ -92,7 +92,7 @@ class BidsSource:
     --------
     >>> source = BidsSource(Path("HBN"), tasks="contrastChangeDetection", releases=["R1", "R2"])
     >>> source.releases
-    ['R1', 'R2']
+    ('R1', 'R2')
     """
 
     root: Path

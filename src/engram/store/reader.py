@@ -204,8 +204,11 @@ class Store:
                     f"The tables contradict each other on {row['recording']!r}. Prepare it anew."
                 )
             grid = Grid(part["n_samples"], tuple(part["sample_shape"]), part["dtype"])
-            if Part(row["part"], row["signal"], grid).file not in self.manifest.files:
-                raise StoreDamaged(f"The tables name part {row['part']!r}, which {MANIFEST} does not list.")
+            stamp = self.manifest.files.get(Part(row["part"], row["signal"], grid).file)
+            if stamp is None or stamp.size_bytes != grid.file_bytes:
+                raise StoreDamaged(
+                    f"The tables and {MANIFEST} contradict each other on part {row['part']!r}."
+                )
             extents[row["recording"], row["signal"]] = Extent(
                 row["recording"], Part(row["part"], row["signal"], grid), row["start"], row["stop"],
                 row["rate_hz"], row["start_s"], part["precision"], row["layout"],
