@@ -61,7 +61,7 @@ def test_tables_for_people_name_what_matters(corpus: Path, tmp_path: Path) -> No
     for words in ("recordings prepared", "memory at its peak", "memory allowed", "is truncated"):
         assert words in prepared
     assert "float16" in inspected
-    assert "eeg error, worst channel" in inspected
+    assert "eeg, worst channel:" in inspected
     assert "sound" in run("verify", tmp_path / "store").stdout
 
 
@@ -146,6 +146,10 @@ def test_a_damaged_store_is_exit_code_1_and_located(corpus: Path, tmp_path: Path
         (["prepare", "{corpus}", "store", "--precision", "float8"], 2, "Unknown precision 'float8'"),
         (["prepare", "{corpus}", "store", "--high-pass", "-1"], 2, "engram: "),
         (["list", "{corpus}", "--task", "Sleeping"], 2, "engram: "),
+        (["list", "{corpus}", "--subjects", ""], 2, "has an empty value"),
+        (["list", "{corpus}", "--subjects", "007"], 2, "007"),
+        (["prepare", "{corpus}", "store", "--notch", "50,a"], 2, "are not all numbers"),
+        (["prepare", "{corpus}", "{corpus}"], 2, "is no store and is not empty"),
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(
@@ -173,6 +177,7 @@ def test_ctrl_c_ends_without_a_traceback_and_is_resumed(corpus: Path, tmp_path: 
 
     assert process.returncode == 130
     assert "Traceback" not in said
+    assert said.endswith("engram: interrupted. Run the same again: what is finished is not done again.\n")
     assert engram("prepare", corpus, tmp_path / "store").returncode == 0
 
 

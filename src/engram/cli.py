@@ -460,13 +460,18 @@ def generate_command(
     releases: Annotated[str, typer.Option(help="Releases: R1,R2.")] = "R1,R2",
     effect: Annotated[float, typer.Option(help="Size of the planted effects; 0 plants none.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same bytes.")] = 0,
+    faults: Annotated[bool, typer.Option(help="Plant the faults that real recordings have.")] = True,
     jobs: Annotated[int, typer.Option(help="Jobs at once.")] = 1,
 ) -> None:
     """Write an EEG corpus in the layout of HBN-EEG, to try Engram on."""
-    from engram.testing.hbn import HbnCorpus, write_hbn
+    from engram.testing.hbn import QUIRKS, HbnCorpus, write_hbn
 
     corpus = HbnCorpus(
-        n_subjects=subjects, releases=tuple(_values(releases) or ()), effect_size=effect, seed=seed
+        n_subjects=subjects,
+        releases=tuple(_values(releases) or ()),
+        effect_size=effect,
+        seed=seed,
+        quirks=QUIRKS if faults else frozenset(),
     )
     summary = write_hbn(folder, corpus, n_jobs=jobs)
     _print(f"{summary.n_recordings} recordings, {format_bytes(summary.n_bytes)}, in {folder}")

@@ -605,6 +605,25 @@ def test_steps_that_no_signal_takes_are_refused(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_name_that_no_signal_has_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A typing error beside something right is not swallowed."""
+    steps = {"eeg": [Scale(2.0)], "egg": [Scale(2.0)]}
+    prepare(one(eeg()), tmp_path / "store", steps=steps, precision={"egg": "float32"})
+
+    assert "signal 'egg' touched no recording: there are eeg" in caplog.text
+    with pytest.raises(InputError, match="Unknown precision 'float8' for signal 'egg'"):
+        prepare(one(eeg()), tmp_path / "store", precision={"egg": "float8"})
+    with pytest.raises(InputError, match="is no list"):
+        prepare(one(eeg()), tmp_path / "store", steps=Scale(2.0))  # type: ignore[arg-type]  # the mistake
+
+
+def test_one_precision_for_all_is_for_floats(tmp_path: Path) -> None:
+    """Triggers and spike counts stay the integers that they are."""
+    with prepare(make_source(make_arrays()), tmp_path / "store", precision="float32").store as store:
+        assert {extent.precision for extent in store.extents("eeg")} == {"float32"}
+        assert {extent.precision for extent in store.extents("robs")} == {"exact"}
+
+
 def test_flat_channels_are_dropped_per_recording(corpus: Path, tmp_path: Path) -> None:
     """Cz, the reference, holds nothing: 128 channels are stored."""
     source = BidsSource(corpus, subjects=1, tasks="RestingState")

@@ -70,7 +70,9 @@ class Recipe:
     steps: Mapping[str, tuple[tuple[RawStep, ...], tuple[Step, ...]]]
     """By signal name: callables on the whole recording, then steps that run block by block."""
     precision: Mapping[str, str]
-    """Precision by signal name; the key ``"*"`` is for every other signal."""
+    """Precision by signal name; the key ``"*"`` is for every other signal of floats."""
+    named: frozenset[str] = frozenset()
+    """Signals that the user named, who is told if there is none of that name."""
 
     def settings(self) -> dict[str, list[dict[str, Any]]]:
         """Write every step as JSON, for the manifest and the fingerprint."""

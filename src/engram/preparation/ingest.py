@@ -36,6 +36,7 @@ from engram.preparation.raw_steps import split_steps
 from engram.recordings import as_source
 from engram.recordings.recording import Entry, Recording, Refusal, Source
 from engram.store.format import MANIFEST, Call
+from engram.store.precision import check_precision
 from engram.store.reader import Store
 from engram.store.tables import TABLES, read_table
 from engram.store.writer import (
@@ -278,12 +279,24 @@ def make_recipe(
     Raises
     ------
     InputError
-        If a step is not one, or callables on whole recordings do not come first.
+        If a step is not one, callables on whole recordings do not come first, or a precision
+        is unknown.
     """
+    precisions = dict(precision) if isinstance(precision, Mapping) else {"*": precision}
+    for signal, name in precisions.items():
+        check_precision(name, signal)
+    named = {*(precisions.keys() - {"*"}), *(steps if isinstance(steps, Mapping) else ())}
     if not isinstance(steps, Mapping):
-        steps = dict.fromkeys(MAIN_SIGNALS, tuple(steps)) if steps else {}
-    chosen = {name: split_steps(tuple(of_signal)) for name, of_signal in steps.items()}
-    return Recipe(chosen, dict(precision) if isinstance(precision, Mapping) else {"*": precision})
+        steps = dict.fromkeys(MAIN_SIGNALS, _listed(steps)) if steps else {}
+    chosen = {name: split_steps(_listed(of_signal)) for name, of_signal in steps.items()}
+    return Recipe(chosen, precisions, frozenset(named))
+
+
+def _listed(steps: Sequence[Any]) -> tuple[Any, ...]:
+    try:
+        return tuple(steps)
+    except TypeError as error:
+        raise InputError(f"steps={steps!r} is no list. Write steps=[...].") from error
 
 
 class _Build:
@@ -435,6 +448,7 @@ class _Build:
             rows = self._rows(task, "refusals")
             refusals += [Refusal(row["recording"], row["reason"], row["detail"]) for row in rows]
         self._refuse_loss(refusals)
+        self._tell_untouched(tasks)
         if stored or (self.manifest.calls and set(refusals) - self._known_refusals()):
             call = Call(
                 self.call, len(stored), len(refusals), self._settings(tasks), self.recipe.precision,
@@ -461,6 +475,12 @@ class _Build:
                 f"refuse, such as {lost[0].id}: {lost[0].detail} The store stays as it is: use the steps it "
                 "has, or another store."
             )
+
+    def _tell_untouched(self, tasks: Sequence[GroupTask]) -> None:
+        names = {row["signal"] for task in tasks for row in self._rows(task, "signals")}
+        for name in sorted(self.recipe.named - names):
+            found = ", ".join(sorted(names))
+            logger.warning("steps or precision for signal %r touched no recording: there are %s", name, found)
 
     def _known_refusals(self) -> set[Refusal]:
         table = Store(self.root).table("refusals")

@@ -37,6 +37,7 @@ __all__ = [
     "ErrorMeter",
     "Precision",
     "Scaling",
+    "check_precision",
     "decode",
     "default_precision",
     "encode",
@@ -110,6 +111,19 @@ def default_precision(name: str, array: ArraySpec) -> Precision:
     return "float16" if name == "eeg" else "float32"
 
 
+def check_precision(text: str, signal: str) -> None:
+    """Check the name of a precision.
+
+    Raises
+    ------
+    InputError
+        If there is none of that name.
+    """
+    names = ["default", *get_args(Precision)]
+    if text not in names:
+        raise InputError(f"Unknown precision {text!r} for signal {signal!r}. Use one of: {', '.join(names)}.")
+
+
 def parse_precision(text: str, signal: str, array: ArraySpec) -> Precision:
     """Check a precision that the user named, for one signal.
 
@@ -121,11 +135,9 @@ def parse_precision(text: str, signal: str, array: ArraySpec) -> Precision:
     """
     if np.dtype(array.dtype).kind not in "biuf":
         raise InputError(f"Signal {signal!r} is {array.dtype}. Store booleans, integers or floats.")
+    check_precision(text, signal)
     if text == "default":
         return default_precision(signal, array)
-    if text not in get_args(Precision):
-        names = ", ".join(["default", *get_args(Precision)])
-        raise InputError(f"Unknown precision {text!r} for signal {signal!r}. Use one of: {names}.")
     is_float = np.issubdtype(np.dtype(array.dtype), np.floating)
     if is_float == (text == "exact"):
         rule = "float32, float16, bfloat16 or int16" if is_float else "exact"
