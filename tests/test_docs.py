@@ -8,6 +8,7 @@ and one empty folder. A block that cannot run says why on its fence:
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -16,7 +17,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
 
 import pytest
 
@@ -47,32 +47,41 @@ def blocks(page: Path) -> Iterator[Block]:
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if any(blocks(page))]
 
 
+PROGRAM = """
+import json, shlex, subprocess, sys
+
+page, steps = json.loads(sys.stdin.read())
+namespace = {"__name__": "__main__"}
+for line, code, commands in steps:
+    # Blank lines above, so that a traceback names the line of the page.
+    exec(compile("\\n" * line + code, page, "exec"), namespace)
+    for words in commands:
+        print("$", shlex.join(words), flush=True)
+        subprocess.run([sys.executable, "-m", *words], check=True, stdin=subprocess.DEVNULL)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_a_page_does_what_it_says(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader who types a page from top to bottom meets no error."""
-    monkeypatch.chdir(tmp_path)
-    namespace: dict[str, Any] = {"__name__": "__main__"}
-    for block in blocks(page):
-        if block.language == "python":
-            # Blank lines above, so that a traceback names the line of the page.
-            exec(compile("\n" * block.line + block.code, page, "exec"), namespace)
-        else:
-            for words in commands(block.code):
-                run(words)
+def test_a_page_does_what_it_says(page: Path, tmp_path: Path) -> None:
+    """A reader who types a page from top to bottom, in a fresh Python, meets no error."""
+    steps = [
+        (block.line, block.code if block.language == "python" else "", commands(block))
+        for block in blocks(page)
+    ]
+    told = json.dumps([str(page), steps])
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM], input=told, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
-def commands(code: str) -> list[list[str]]:
+def commands(block: Block) -> list[list[str]]:
     """Return the words of each ``$ engram`` line; a backslash at the end joins two lines."""
-    lines = code.replace("\\\n", " ").splitlines()
+    if block.language != "console":
+        return []
+    lines = block.code.replace("\\\n", " ").splitlines()
     return [shlex.split(line[1:], comments=True) for line in lines if line.startswith("$ engram")]
-
-
-def run(words: list[str]) -> None:
-    """Run an engram command with this Python; show what it said where it failed."""
-    command = [sys.executable, "-m", *words]
-    process = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    assert process.returncode == 0, f"$ {shlex.join(words)}\n{process.stdout}{process.stderr}"
 
 
 def test_blocks_are_found_in_order_and_reasons_respected(tmp_path: Path) -> None:
@@ -85,7 +94,7 @@ def test_blocks_are_found_in_order_and_reasons_respected(tmp_path: Path) -> None
     )
     python, console = blocks(page)
     assert (python.language, python.code, python.line) == ("python", "a = 1\n", 2)
-    assert commands(console.code) == [["engram", "a", "b"]]
+    assert commands(console) == [["engram", "a", "b"]]
 
 
 @pytest.mark.parametrize("table", SCHEMAS)

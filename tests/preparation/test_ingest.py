@@ -379,6 +379,19 @@ def test_the_bytes_do_not_depend_on_the_number_of_jobs(corpus: Path, tmp_path: P
     assert digest(tmp_path / "store-1") == digest(tmp_path / "store-2")
 
 
+def test_relative_paths_mean_the_folder_that_the_builder_is_in(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """joblib keeps its workers, and they stay where they were started."""
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        (tmp_path / name / "corpus").symlink_to(corpus)
+        prepare("corpus", "store", n_jobs=2, part_bytes="2 MB").store.close()
+
+    assert digest(tmp_path / "here/store") == digest(tmp_path / "there/store")
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # distributed's own, from Tornado
 def test_a_dask_cluster_builds_the_same_store(corpus: Path, tmp_path: Path) -> None:

@@ -225,7 +225,8 @@ def prepare(
     StoreNotWritable
         If the disk refuses to be written.
     """
-    root, stages, size = Path(store), _Stages(), _part_size(part_bytes)
+    # Absolute, since a job may run in a process that was started in another folder.
+    root, stages, size = Path(store).absolute(), _Stages(), _part_size(part_bytes)
     recipe, budget = make_recipe(steps, precision), Budget.of(memory)
     with watch_peak() as watch:
         with stages.stage("list"):

@@ -118,6 +118,8 @@ class BidsSource:
     def __post_init__(self) -> None:
         if isinstance(self.subjects, int) and self.subjects < 1:
             raise InputError(f"subjects={self.subjects} asks for no subject. Ask for 1 or more, or for None.")
+        # Absolute, since a job may run in a process that was started in another folder.
+        object.__setattr__(self, "root", Path(self.root).absolute())
         for name in ("subjects", "sessions", "tasks", "runs", "releases"):
             values = getattr(self, name)
             if values is not None and not isinstance(values, int | str):
@@ -149,7 +151,7 @@ class BidsSource:
         return RawRecording(raw, events)
 
     def _listing(self) -> _Listing:
-        found = [each for root in _roots(Path(self.root)) for each in _walk(root, self.datatype)]
+        found = [each for root in _roots(self.root) for each in _walk(root, self.datatype)]
         if not found:
             raise InputError(
                 f"There is no {self.datatype} recording in {self.root}. Name a dataset with sub-* folders."

@@ -57,7 +57,12 @@ class FileSource:
     """
 
     paths: str | Path | Sequence[str | Path]
-    """One file or folder, or several."""
+    """One file or folder, or several; held as a tuple of absolute paths."""
+
+    def __post_init__(self) -> None:
+        paths = [self.paths] if isinstance(self.paths, str | Path) else self.paths
+        # Absolute, since a job may run in a process that was started in another folder.
+        object.__setattr__(self, "paths", tuple(Path(path).absolute() for path in paths))
 
     def entries(self) -> tuple[Entry, ...]:
         """List the recordings, sorted by id, without opening a file."""
@@ -78,10 +83,10 @@ class FileSource:
         return RawRecording(open_entry(entry))
 
     def _listing(self) -> tuple[tuple[Entry, ...], tuple[Refusal, ...]]:
-        paths = [self.paths] if isinstance(self.paths, str | Path) else list(self.paths)
+        assert isinstance(self.paths, tuple), "made one when the source was"
         entries: dict[str, Entry] = {}
         refusals: list[Refusal] = []
-        for item in (item for path in paths for item in _search(Path(path))):
+        for item in (item for path in self.paths for item in _search(Path(path))):
             if isinstance(item, Refusal):
                 refusals.append(item)
                 continue
@@ -93,7 +98,7 @@ class FileSource:
                 )
         if not entries and not refusals:
             raise InputError(
-                f"There is no recording in {', '.join(map(str, paths))}. "
+                f"There is no recording in {', '.join(map(str, self.paths))}. "
                 f"Name files ending in {', '.join(sorted(FORMATS))}, or folders with such files."
             )
         return tuple(entries[name] for name in sorted(entries)), tuple(sorted(refusals, key=lambda r: r.id))

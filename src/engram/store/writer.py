@@ -152,7 +152,9 @@ _OURS = {"parts": r"\d{4,}-\d{5,}-.+", "tables": r"\d{4,}", BUILDING: r"\d{4,}-\
 
 def _is_ours(path: Path) -> bool:
     """Say whether a child of ``parts``, ``tables`` or ``building`` is named as we name ours."""
-    return path.name == ROOT_GROUP or re.fullmatch(_OURS[path.parent.name], path.name) is not None
+    if path.name in (ROOT_GROUP, f"{ROOT_GROUP}.tmp"):
+        return True
+    return re.fullmatch(_OURS[path.parent.name], path.name) is not None
 
 
 def _check_folder(root: Path) -> None:
@@ -161,7 +163,7 @@ def _check_folder(root: Path) -> None:
         return
     if not root.is_dir():
         raise InputError(f"{root} is a file. Name a folder for the store.")
-    known = {LOCK, ROOT_GROUP, *_OURS}
+    known = {LOCK, ROOT_GROUP, f"{ROOT_GROUP}.tmp", f"{MANIFEST}.tmp", *_OURS}
     strange = [path for path in root.iterdir() if path.name not in known]
     strange += [path for name in _OURS for path in _children(root / name) if not _is_ours(path)]
     if strange:
