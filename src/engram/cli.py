@@ -116,8 +116,9 @@ def list_command(
         table.add_row(entry.id, *fields, format_bytes(entry.size_bytes))
     _print(table)
     size = sum(entry.size_bytes for entry in entries)
-    subjects_found = {entry.fields.get("subject", entry.id) for entry in entries}
-    _print(f"{_n(len(entries), 'recording')} of {_n(len(subjects_found), 'subject')}, {format_bytes(size)}")
+    subjects_found = {entry.fields["subject"] for entry in entries if "subject" in entry.fields}
+    of_subjects = f" of {_n(len(subjects_found), 'subject')}" if subjects_found else ""
+    _print(f"{_n(len(entries), 'recording')}{of_subjects}, {format_bytes(size)}")
     _print_refusals(refusals)
 
 
@@ -342,12 +343,18 @@ def inspect_command(
         calls = [asdict(call) for call in store.manifest.calls]
         _print_json({"recordings": store.recordings.num_rows, "signals": signals, "calls": calls})
         return
-    table = _table("signal", ">recordings", ">rate", "sample", "stored as", ">hours", ">size")
+    table = _table("signal", ">recordings", ">rate", "sample", "stored as", ">duration", ">size")
     for row in signals:
         rate = f"{row['rate_hz']:g} Hz"
-        hours, size = f"{row['duration_s'] / 3600:.2f}", format_bytes(row["n_bytes"])
+        duration, size = format_duration(row["duration_s"]), format_bytes(row["n_bytes"])
         table.add_row(
-            row["signal"], str(row["n_recordings"]), rate, row["sample_shape"], row["precision"], hours, size
+            row["signal"],
+            str(row["n_recordings"]),
+            rate,
+            row["sample_shape"],
+            row["precision"],
+            duration,
+            size,
         )
     _print(table)
     _print_calls(store)
