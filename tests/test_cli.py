@@ -186,6 +186,7 @@ def test_memory_shows_the_limit_that_binds() -> None:
     limits = json.loads(run("memory", "--json").stdout)["limits"]
 
     assert sum(limit["binds"] for limit in limits) == 1
+    assert limits[-1]["kind"] == "disk"
     assert "binds" in run("memory").stdout
 
 

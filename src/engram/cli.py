@@ -435,11 +435,11 @@ def verify_command(
 
 @app.command("memory")
 def memory_command(*, as_json: _Json = False) -> None:
-    """Show which memory limits there are here, and which one binds."""
-    from engram.memory.limits import binding_limit, memory_limits, shm_limit
+    """Show the limits of memory and disk here, and which of memory binds."""
+    from engram.memory.limits import binding_limit, disk_limit, memory_limits, shm_limit
 
     binding = binding_limit()
-    limits = [*memory_limits(), *([limit] if (limit := shm_limit()) else [])]
+    limits = [*memory_limits(), *filter(None, [shm_limit()]), disk_limit(Path.cwd())]
     if as_json:
         rows = [
             {"kind": each.kind, "where": str(each.where), "allowed_bytes": each.allowed_bytes,
