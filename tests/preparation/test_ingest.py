@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 from dataclasses import replace
@@ -32,6 +31,7 @@ from engram.store.verify import verify
 from engram.store.writer import locked
 from engram.testing.hbn import HbnCorpus, write_hbn
 from engram.testing.kinds import make_arrays, make_source
+from engram.testing.stores import digest
 
 
 @pytest.fixture(autouse=True)
@@ -52,15 +52,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy(corpus: Path, tmp_path: Path) -> Path:
     """A corpus that a test may change."""
     return Path(shutil.copytree(corpus, tmp_path / "corpus"))
-
-
-def digest(store: Path) -> dict[str, str]:
-    """Every byte of a store, by file."""
-    return {
-        path.relative_to(store).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(store.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
 
 
 def eeg(n_samples: int = 1000, n_channels: int = 4, *, seed: int = 0, offset: float = 0.0) -> ArraySignal:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from engram.preparation.steps import Scale
 from engram.recordings.objects import ArrayRecording, ArraySignal, ArraySource
 from engram.recordings.recording import Channel
 from engram.store.verify import verify
+from engram.testing.stores import digest
 
 pytestmark = pytest.mark.slow
 
@@ -61,15 +61,6 @@ def source(names: str) -> ArraySource:
 def build(store: Path, names: str, steps: list[Any]) -> None:
     """Prepare into groups of two recordings."""
     prepare(source(names), store, steps=steps, part_bytes="16 kB", memory="4 GB").store.close()
-
-
-def digest(store: Path) -> dict[str, str]:
-    """Give every byte of a store, by file."""
-    return {
-        path.relative_to(store).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(store.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
 
 
 @pytest.mark.parametrize(

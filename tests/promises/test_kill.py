@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ import pytest
 
 from engram.store.verify import verify
 from engram.testing.hbn import HbnCorpus, write_hbn
+from engram.testing.stores import digest
 
 pytestmark = pytest.mark.slow
 
@@ -53,15 +53,6 @@ def finish(corpus: Path, store: Path, n_jobs: int, environment: dict[str, str]) 
     with start(corpus, store, n_jobs, environment) as process:
         _, said = process.communicate()
     assert process.returncode == 0, said.decode()
-
-
-def digest(store: Path) -> dict[str, str]:
-    """Give every byte of a store, by file."""
-    return {
-        path.relative_to(store).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(store.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
 
 
 @pytest.fixture(scope="module")

@@ -414,9 +414,10 @@ class _Build:
             return False
         self.notes.notes.update(notes)
         try:
-            tables = {name: self._rows(task, name) for name in TABLES}
-            done = {row["recording"]: row["fingerprint"] for row in tables["recordings"]}
-            for row in tables["refusals"]:
+            for name in TABLES:  # each has to be readable, page checksums and all
+                read_table(group_table(self.root, task.call, task.group, name))
+            done = {row["recording"]: row["fingerprint"] for row in self._rows(task, "recordings")}
+            for row in self._rows(task, "refusals"):
                 # More memory is what such a refusal advises, and no file shows whether there is more.
                 done[row["recording"]] = row["fingerprint"] if row["reason"] != "memory" else ""
             return all(
@@ -449,10 +450,11 @@ class _Build:
             rows = self._rows(task, "refusals")
             refusals += [Refusal(row["recording"], row["reason"], row["detail"]) for row in rows]
         self._refuse_loss(refusals)
-        self._tell_untouched(tasks)
+        names = {row["signal"] for task in tasks for row in self._rows(task, "signals")}
+        self._tell_untouched(names)
         if stored or (self.manifest.calls and set(refusals) - self._known_refusals()):
             call = Call(
-                self.call, len(stored), len(refusals), self._settings(tasks), self.recipe.precision,
+                self.call, len(stored), len(refusals), self._settings(names), self.recipe.precision,
                 self._errors(tasks), _software(),
             )  # fmt: skip
             commit(self.root, self.manifest, call, len(tasks), self._replaced(stored))
@@ -477,8 +479,7 @@ class _Build:
                 "has, or another store."
             )
 
-    def _tell_untouched(self, tasks: Sequence[GroupTask]) -> None:
-        names = {row["signal"] for task in tasks for row in self._rows(task, "signals")}
+    def _tell_untouched(self, names: set[str]) -> None:
         for name in sorted(self.recipe.named - names):
             found = ", ".join(sorted(names))
             logger.warning("steps or precision for signal %r touched no recording: there are %s", name, found)
@@ -500,9 +501,8 @@ class _Build:
             later |= own
         return replaced
 
-    def _settings(self, tasks: Sequence[GroupTask]) -> dict[str, list[dict[str, Any]]]:
+    def _settings(self, names: set[str]) -> dict[str, list[dict[str, Any]]]:
         """Give the steps of the signals that there are."""
-        names = {row["signal"] for task in tasks for row in self._rows(task, "signals")}
         return {name: steps for name, steps in self.recipe.settings().items() if name in names}
 
     def _errors(self, tasks: Sequence[GroupTask]) -> dict[str, dict[str, Any]]:

@@ -235,8 +235,7 @@ class _PartFile:
         self.form = form
         self.n_samples = 0
         self.crcs: list[int] = []
-        grid = Grid(0, form.sample_shape, form.dtype)
-        self._block_bytes, self._sample_bytes = grid.block_bytes, grid.sample_bytes
+        self._block_bytes = self.grid.block_bytes
         self._pending = b""
         self._crc = 0
         self._path = path
