@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from engram.store.reader import Store
     from engram.store.reader import Store as open  # noqa: A004, N813 - engram.open(path), as in zarr.open
     from engram.store.verify import verify
+    from engram.training.fit import fit
+    from engram.training.settings import FitSettings
+    from engram.windows.spec import EventWindows, FixedWindows
+    from engram.windows.splits import Side, Split
 
 __version__ = "0.1.0.dev0"
 
@@ -26,11 +30,17 @@ __all__ = [
     "ArraySignal",
     "ArraySource",
     "BidsSource",
+    "EventWindows",
     "FileSource",
+    "FitSettings",
+    "FixedWindows",
     "Prepared",
+    "Side",
+    "Split",
     "Store",
     "__version__",
     "as_source",
+    "fit",
     "open",
     "prepare",
     "verify",
@@ -41,10 +51,16 @@ _HOMES = {
     "ArraySignal": "recordings.objects",
     "ArraySource": "recordings.objects",
     "BidsSource": "recordings.bids",
+    "EventWindows": "windows.spec",
     "FileSource": "recordings.files",
+    "FitSettings": "training.settings",
+    "FixedWindows": "windows.spec",
     "Prepared": "preparation.ingest",
+    "Side": "windows.splits",
+    "Split": "windows.splits",
     "Store": "store.reader",
     "as_source": "recordings",
+    "fit": "training.fit",
     "open": "store.reader:Store",
     "prepare": "preparation.ingest",
     "verify": "store.verify",

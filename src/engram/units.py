@@ -9,7 +9,14 @@ from __future__ import annotations
 import math
 import re
 
-__all__ = ["format_bytes", "format_duration", "parse_bytes", "seconds_to_samples"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["format_bytes", "format_duration", "parse_bytes", "seconds_to_samples", "times_to_samples"]
+
+# 0.035 * 100 is 3.5000000000000004 and 0.145 * 100 is 14.499999999999998: the nudge, a billionth of
+# a sample, makes decimal ties ties again.
+_TIE_UP = 0.5 + 1e-9
 
 _FACTORS = {
     "": 1,
@@ -113,6 +120,34 @@ def seconds_to_samples(time_s: float, rate_hz: float) -> int:
     """
     if not math.isfinite(time_s):
         raise ValueError(f"A time must be a finite number of seconds, not {time_s}.")
-    # 0.035 * 100 is 3.5000000000000004 and 0.145 * 100 is 14.499999999999998: the nudge,
-    # a billionth of a sample, makes decimal ties ties again.
-    return math.floor(time_s * rate_hz + 0.5 + 1e-9)
+    return math.floor(time_s * rate_hz + _TIE_UP)
+
+
+def times_to_samples(times_s: NDArray[np.float64], rate_hz: float | NDArray[np.float64]) -> NDArray[np.int64]:
+    """Convert times to sample numbers by the rule of `seconds_to_samples`, element by element.
+
+    Parameters
+    ----------
+    times_s
+        Times in seconds.
+    rate_hz
+        Sampling rate in hertz, one for all or one for each.
+
+    Returns
+    -------
+    ndarray
+        int64, of the shape that both broadcast to.
+
+    Raises
+    ------
+    ValueError
+        If a time is not finite.
+
+    Examples
+    --------
+    >>> times_to_samples(np.array([0.5, 0.025, 0.035]), 100.0)
+    array([50,  3,  4])
+    """
+    if not np.isfinite(times_s).all():
+        raise ValueError("A time must be a finite number of seconds, and one is not.")
+    return np.floor(times_s * rate_hz + _TIE_UP).astype(np.int64)

@@ -10,19 +10,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from engram.errors import InputError, StoreDamaged, StoreMissing
+from engram.errors import InputError, MissingExtra, StoreDamaged, StoreMissing
 from engram.store.backend import Backend, Part, open_backend
 from engram.store.format import BUILDING, MANIFEST, Manifest, call_folder
 from engram.store.grid import Grid
 from engram.store.precision import Precision, Scaling, decode
 from engram.store.tables import TABLES, read_table
+
+if TYPE_CHECKING:
+    from engram.batches.windows import Windows
+    from engram.windows.spec import EventWindows, FixedWindows
+    from engram.windows.targets import Target
 
 __all__ = ["Extent", "Store"]
 
@@ -330,6 +335,49 @@ class Store:
             (key["recording"], key["signal"]): Scaling(scale[start:stop], offset[start:stop])
             for key, start, stop in zip(keys, starts, stops, strict=True)
         }
+
+    def windows(
+        self,
+        spec: FixedWindows | EventWindows,
+        target: Target | None = None,
+        *,
+        same_form: bool = True,
+    ) -> Windows:
+        """Cut the recordings into windows, to be split, put in order and read as batches.
+
+        Parameters
+        ----------
+        spec
+            Which windows.
+        target
+            What is predicted from them, or None.
+        same_form
+            Refuse recordings whose signals have other channels than most have. False where
+            recordings differ by nature, as units of spikes do; no batch may then mix them.
+
+        Returns
+        -------
+        Windows
+            They read from this store, which stays the caller's to close.
+
+        Raises
+        ------
+        InputError
+            If the store has no such signal, event or column.
+        MissingExtra
+            If torch is not installed.
+        StoreDamaged
+            If the tables cannot be read.
+        """
+        # The face of the rooms above: a person who has a store asks it for windows. Imported
+        # here, so that who only reads samples needs no torch.
+        try:
+            from engram.batches.windows import cut_windows
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise MissingExtra("torch", "torch") from error
+        return cut_windows(self, spec, target, same_form=same_form)
 
     def __enter__(self) -> Self:
         return self

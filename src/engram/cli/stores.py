@@ -1,14 +1,7 @@
-"""The command line: parse, call, print, exit code.
-
-Exit codes: 0 done; 1 a store is damaged; 2 the input has to be changed; 3 something does
-not fit, the disk refuses or a worker was killed; 4 the store is being built or is missing;
-130 interrupted by Ctrl-C.
-"""
+"""The commands on recordings and stores: list, prepare, inspect, verify, memory, generate."""
 
 from __future__ import annotations
 
-import json
-import logging
 import sys
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,38 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engram import __version__
-from engram.errors import (
-    DoesNotFit,
-    EngramError,
-    InputError,
-    MemoryExceeded,
-    StoreDamaged,
-    StoreLocked,
-    StoreMissing,
-    StoreNotWritable,
-    WorkerLost,
-)
+from engram.cli.app import app
+from engram.cli.screen import JsonOption, count, make_table, show, show_json
+from engram.errors import InputError
 from engram.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    from rich.table import Table
 
     from engram.memory.limits import Limit
     from engram.preparation.ingest import Prepared, Progress
     from engram.recordings.recording import Refusal, Source
     from engram.store.reader import Store
 
-__all__ = ["app", "main"]
-
-app = typer.Typer(
-    help="Train models on brain recordings that do not fit in memory.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # loading rich for --help alone would double its time
-)
+__all__: list[str] = []
 
 _Subjects = Annotated[
     str | None, typer.Option("--subjects", help="A number of subjects, or their ids: A,B,C.")
@@ -58,35 +33,6 @@ _Tasks = Annotated[str | None, typer.Option("--task", help="Tasks, without 'task
 _Runs = Annotated[str | None, typer.Option("--run", help="Runs, without 'run-': 1,2.")]
 _Releases = Annotated[str | None, typer.Option("--release", help="Releases: R1,R2.")]
 _Mini = Annotated[bool, typer.Option("--mini", help="Only the first 20 subjects of every release.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-
-
-@app.callback(invoke_without_command=True)
-def _root(
-    *,
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Log every stage with its memory.")
-    ] = False,
-) -> None:
-    if version:
-        typer.echo(f"engram {__version__}")
-        raise typer.Exit
-    handler = logging.StreamHandler()
-    handler.addFilter(_once)
-    level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(name)s: %(message)s", handlers=[handler], force=True)
-
-
-_told: set[str] = set()
-
-
-def _once(record: logging.LogRecord) -> bool:
-    """Tell a warning once, though its file is opened twice: to plan, and to read."""
-    text = record.getMessage()
-    is_new = record.levelno < logging.WARNING or text not in _told
-    _told.add(text)
-    return is_new
 
 
 @app.command("list")
@@ -99,7 +45,7 @@ def list_command(
     release: _Releases = None,
     *,
     mini: _Mini = False,
-    as_json: _Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the recordings of a folder without opening one."""
     source = _source(
@@ -108,17 +54,17 @@ def list_command(
     entries, refusals = source.entries(), source.refusals()
     if as_json:
         rows = [{"id": e.id, "size_bytes": e.size_bytes, **e.fields} for e in entries]
-        _print_json({"recordings": rows, "refusals": _refusal_rows(refusals)})
+        show_json({"recordings": rows, "refusals": _refusal_rows(refusals)})
         return
-    table = _table("recording", "subject", "release", ">size")
+    table = make_table("recording", "subject", "release", ">size")
     for entry in entries:
         fields = (str(entry.fields.get(name, "")) for name in ("subject", "release"))
         table.add_row(entry.id, *fields, format_bytes(entry.size_bytes))
-    _print(table)
+    show(table)
     size = sum(entry.size_bytes for entry in entries)
     subjects_found = {entry.fields["subject"] for entry in entries if "subject" in entry.fields}
-    of_subjects = f" of {_n(len(subjects_found), 'subject')}" if subjects_found else ""
-    _print(f"{_n(len(entries), 'recording')}{of_subjects}, {format_bytes(size)}")
+    of_subjects = f" of {count(len(subjects_found), 'subject')}" if subjects_found else ""
+    show(f"{count(len(entries), 'recording')}{of_subjects}, {format_bytes(size)}")
     _print_refusals(refusals)
 
 
@@ -147,7 +93,7 @@ def prepare_command(
     ] = "default",
     memory: Annotated[str | None, typer.Option(help="Memory budget, such as '700 MB'.")] = None,
     jobs: Annotated[int, typer.Option(help="Jobs at once.")] = 1,
-    as_json: _Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Prepare recordings into a store; again, only what is new or changed."""
     from engram.preparation.ingest import prepare
@@ -169,7 +115,7 @@ def prepare_command(
             source, store, steps=steps, precision=precision, memory=memory, n_jobs=jobs, progress=progress
         )
     if as_json:
-        _print_json(_prepared_json(prepared))
+        show_json(_prepared_json(prepared))
     else:
         _print_prepared(prepared)
 
@@ -291,7 +237,7 @@ def _progress_text(progress: Progress) -> str:
 
 def _print_prepared(prepared: Prepared) -> None:
     store = prepared.store
-    table = _table("what", ">value")
+    table = make_table("what", ">value")
     size = sum(stamp.size_bytes for stamp in store.manifest.files.values())
     rows = [
         ("recordings prepared", f"{prepared.n_prepared:,}"),
@@ -304,11 +250,11 @@ def _print_prepared(prepared: Prepared) -> None:
     ]
     for row in rows:
         table.add_row(*row)
-    _print(table)
+    show(table)
     for recording, reason in sorted(prepared.changed.items())[:10]:
-        _print(f"prepared again: {recording}: {reason}")
+        show(f"prepared again: {recording}: {reason}")
     if len(prepared.changed) > 10:
-        _print(f"... and {len(prepared.changed) - 10} more")
+        show(f"... and {len(prepared.changed) - 10} more")
     _print_refusals(prepared.refusals)
 
 
@@ -332,7 +278,7 @@ def _prepared_json(prepared: Prepared) -> dict[str, Any]:
 def inspect_command(
     path: Annotated[Path, typer.Argument(help="Folder of the store.")],
     *,
-    as_json: _Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what a store holds, how it was made, and what storing cost."""
     from engram.store.reader import Store
@@ -341,9 +287,9 @@ def inspect_command(
     signals = _signal_rows(store)
     if as_json:
         calls = [asdict(call) for call in store.manifest.calls]
-        _print_json({"recordings": store.recordings.num_rows, "signals": signals, "calls": calls})
+        show_json({"recordings": store.recordings.num_rows, "signals": signals, "calls": calls})
         return
-    table = _table("signal", ">recordings", ">rate", "sample", "stored as", ">duration", ">size")
+    table = make_table("signal", ">recordings", ">rate", "sample", "stored as", ">duration", ">size")
     for row in signals:
         rate = f"{row['rate_hz']:g} Hz"
         duration, size = format_duration(row["duration_s"]), format_bytes(row["n_bytes"])
@@ -356,7 +302,7 @@ def inspect_command(
             duration,
             size,
         )
-    _print(table)
+    show(table)
     _print_calls(store)
 
 
@@ -384,18 +330,18 @@ def _signal_rows(store: Store) -> list[dict[str, Any]]:
 
 def _print_calls(store: Store) -> None:
     for call in store.manifest.calls:
-        _print(f"\ncall {call.number}: {call.n_recordings} recordings, {call.n_refused} refused")
+        show(f"\ncall {call.number}: {call.n_recordings} recordings, {call.n_refused} refused")
         for signal, steps in call.steps.items():
-            _print(f"  {signal}: {' > '.join(_step_text(step) for step in steps) or 'as it is'}")
+            show(f"  {signal}: {' > '.join(_step_text(step) for step in steps) or 'as it is'}")
         for signal, worst in call.errors.items():
             figures = f"{worst['min_snr_db']:.1f} dB, off by {worst['max_error']:.3g} {worst['unit']} at most"
-            _print(f"  {signal}, worst channel: {figures} ({worst['recording']}, {worst['channel']})")
+            show(f"  {signal}, worst channel: {figures} ({worst['recording']}, {worst['channel']})")
     refusals = store.table("refusals").to_pylist()
     counts: dict[str, int] = {}
     for row in refusals:
         counts[row["reason"]] = counts.get(row["reason"], 0) + 1
     for reason, n in sorted(counts.items()):
-        _print(f"refused for {reason}: {n}")
+        show(f"refused for {reason}: {n}")
 
 
 def _step_text(step: dict[str, Any]) -> str:
@@ -409,7 +355,7 @@ def _step_text(step: dict[str, Any]) -> str:
 def verify_command(
     path: Annotated[Path, typer.Argument(help="Folder of the store.")],
     *,
-    as_json: _Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare every file of a store with its checksum; locate what is damaged."""
     from engram.store.verify import verify
@@ -420,21 +366,21 @@ def verify_command(
             {"path": d.path, "kind": d.kind, "where": d.where, "recordings": d.recordings}
             for d in found.damages
         ]
-        _print_json({"is_sound": found.is_sound, "n_files": found.n_files, "n_bytes": found.n_bytes,
+        show_json({"is_sound": found.is_sound, "n_files": found.n_files, "n_bytes": found.n_bytes,
                      "damages": damages, "unlisted": found.unlisted})  # fmt: skip
     else:
         for damage in found.damages:
-            _print(f"damaged: {damage.path} ({damage.kind}): {damage.where}")
+            show(f"damaged: {damage.path} ({damage.kind}): {damage.where}")
         for name in found.unlisted:
-            _print(f"not part of the store: {name}")
-        verdict = "sound" if found.is_sound else f"{_n(len(found.damages), 'file')} damaged"
-        _print(f"{_n(found.n_files, 'file')}, {format_bytes(found.n_bytes)}: {verdict}")
+            show(f"not part of the store: {name}")
+        verdict = "sound" if found.is_sound else f"{count(len(found.damages), 'file')} damaged"
+        show(f"{count(found.n_files, 'file')}, {format_bytes(found.n_bytes)}: {verdict}")
     if not found.is_sound:
         raise typer.Exit(1)
 
 
 @app.command("memory")
-def memory_command(*, as_json: _Json = False) -> None:
+def memory_command(*, as_json: JsonOption = False) -> None:
     """Show the limits of memory and disk here, and which of memory binds."""
     from engram.memory.limits import binding_limit, disk_limit, memory_limits, shm_limit
 
@@ -446,13 +392,13 @@ def memory_command(*, as_json: _Json = False) -> None:
              "used_bytes": each.used_bytes, "binds": _is_same(each, binding)}
             for each in limits
         ]  # fmt: skip
-        _print_json({"limits": rows})
+        show_json({"limits": rows})
         return
-    table = _table("limit", ">allowed", ">used", ">free", "", "where")
+    table = make_table("limit", ">allowed", ">used", ">free", "", "where")
     for each in limits:
         sizes = (format_bytes(n) for n in (each.allowed_bytes, each.used_bytes, each.free_bytes))
         table.add_row(each.kind, *sizes, "binds" if _is_same(each, binding) else "", str(each.where))
-    _print(table)
+    show(table)
 
 
 def _is_same(limit: Limit, other: Limit) -> bool:
@@ -481,42 +427,11 @@ def generate_command(
         quirks=QUIRKS if faults else frozenset(),
     )
     summary = write_hbn(folder, corpus, n_jobs=jobs)
-    _print(f"{summary.n_recordings} recordings, {format_bytes(summary.n_bytes)}, in {folder}")
+    show(f"{summary.n_recordings} recordings, {format_bytes(summary.n_bytes)}, in {folder}")
     for name in sorted({quirk.name for quirk in summary.quirks}):
         paths = [quirk.path for quirk in summary.quirks if quirk.name == name]
         more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-        _print(f"planted fault {name}: {paths[0]}{more}")
-
-
-def _table(*headers: str) -> Table:
-    """Begin a table; a header that starts with ``>`` is right-aligned."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in headers:
-        table.add_column(
-            header.lstrip(">"), justify="right" if header.startswith(">") else "left", overflow="fold"
-        )
-    return table
-
-
-def _n(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _print(what: str | Table) -> None:
-    if isinstance(what, str):
-        typer.echo(what)
-        return
-    from rich.console import Console
-
-    # A pipe has no width: a table that is folded at 80 columns is of no use to grep.
-    Console(width=None if sys.stdout.isatty() else 10_000).print(what)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+        show(f"planted fault {name}: {paths[0]}{more}")
 
 
 def _refusal_rows(refusals: Sequence[Refusal]) -> list[dict[str, str]]:
@@ -525,35 +440,4 @@ def _refusal_rows(refusals: Sequence[Refusal]) -> list[dict[str, str]]:
 
 def _print_refusals(refusals: Sequence[Refusal]) -> None:
     for refusal in refusals:
-        _print(f"refused: {refusal.id} ({refusal.reason}): {refusal.detail}")
-
-
-_INTERRUPTED = 130
-"""What shells give for Ctrl-C, and typer too."""
-
-_EXIT_CODES: tuple[tuple[type[EngramError], int], ...] = (
-    (StoreDamaged, 1),
-    (DoesNotFit, 3),
-    (MemoryExceeded, 3),
-    (WorkerLost, 3),
-    (StoreNotWritable, 3),
-    (StoreLocked, 4),
-    (StoreMissing, 4),
-    (EngramError, 2),
-)
-
-
-def main() -> None:
-    """Run the command line; an error of ours is one line on stderr and an exit code."""
-    try:
-        app()
-    except SystemExit as end:
-        if end.code == _INTERRUPTED:
-            typer.echo(
-                "engram: interrupted. Run the same again: what is finished is not done again.", err=True
-            )
-        raise
-    except EngramError as error:
-        typer.echo(f"engram: {error}", err=True)
-        code = next(code for kind, code in _EXIT_CODES if isinstance(error, kind))
-        raise SystemExit(code) from error
+        show(f"refused: {refusal.id} ({refusal.reason}): {refusal.detail}")

@@ -1,0 +1,538 @@
+"""Windows: windows of a store, to be split, put in order and read.
+
+This module joins what ``engram.windows`` works out from tables alone with the store that has
+the samples. It decides how numbers of windows become a ``Batch``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engram.batches.batch import Batch
+from engram.batches.dataset import WindowDataset, WindowStream
+from engram.batches.loader import Loader
+from engram.batches.reading import Reader, Stored, tables_of
+from engram.errors import InputError
+from engram.memory import Budget
+from engram.store.reader import Store
+from engram.windows.cutting import Located
+from engram.windows.index import WindowIndex, WindowRefusal, build_index
+from engram.windows.order import Mode, Order
+from engram.windows.spec import EventWindows, FixedWindows
+from engram.windows.splits import Split, split_index
+from engram.windows.targets import SignalTarget, Target
+
+__all__ = ["SplitWindows", "Windows", "cut_windows"]
+
+_CHUNK = 1 << 16
+"""Windows that are located at once where all are walked through: some megabytes."""
+
+
+def cut_windows(
+    store: Store, spec: FixedWindows | EventWindows, target: Target | None = None, *, same_form: bool = True
+) -> Windows:
+    """Work out the windows of a store: ``Store.windows``.
+
+    Parameters
+    ----------
+    store
+        An open store, which stays the caller's to close.
+    spec
+        Which windows.
+    target
+        What is predicted from them, or None.
+    same_form
+        Refuse recordings whose signals have other channels than most have. False where recordings
+        differ by nature, as units of spikes do; no batch may then mix them.
+
+    Raises
+    ------
+    InputError
+        If the store has no such signal, event or column.
+    StoreDamaged
+        If its tables cannot be read.
+    """
+    return Windows(store, build_index(tables_of(store), spec, target, same_form=same_form))
+
+
+class Windows:
+    """Windows of a store.
+
+    Parameters
+    ----------
+    store
+        An open store, which stays the caller's to close.
+    index
+        The windows, worked out from the store's tables.
+
+    Notes
+    -----
+    May be read by several threads, after ``fork``, and in another process after pickling.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> import engram
+    >>> from engram.windows import FixedWindows
+    >>> eeg = engram.ArraySignal(np.zeros((1000, 4), "float32"), 100.0)
+    >>> recording = engram.ArrayRecording({"eeg": eeg}, fields={"subject": "A"})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = engram.prepare(engram.ArraySource({"a": recording}), f"{folder}/store").store
+    ...     windows = store.windows(FixedWindows(signal="eeg", window_size_s=2.0))
+    ...     batch = windows.read([0, 3])
+    ...     store.close()
+    >>> windows.n_chans, windows.n_times, windows.sfreq, len(windows)
+    (4, 200, 100.0, 5)
+    >>> batch.X.shape, batch.y, batch.numbers.tolist()
+    (torch.Size([2, 4, 200]), None, [0, 3])
+    """
+
+    def __init__(self, store: Store, index: WindowIndex) -> None:
+        self.store = store
+        """Where the samples are."""
+        self.index = index
+        """Where the windows lie, and their targets."""
+        self._reader = Reader(store, index.tables.ids)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __repr__(self) -> str:
+        return f"Windows({len(self)} of {', '.join(self.index.spec.signals)}; {self.store!r})"
+
+    @property
+    def refusals(self) -> tuple[WindowRefusal, ...]:
+        """What was left out, by recording and reason."""
+        return self.index.refusals
+
+    def counts(self) -> dict[str, int]:
+        """Count what was left out, by reason."""
+        return self.index.counts()
+
+    def table(self, numbers: NDArray[np.int64] | None = None) -> pa.Table:
+        """Describe windows, one row each; see ``WindowIndex.table``.
+
+        Parameters
+        ----------
+        numbers
+            (window,) int64 numbers of windows, or None for all.
+        """
+        return self.index.table(numbers)
+
+    def with_targets(
+        self, values: NDArray[np.number] | Sequence[float], classes: Sequence[str] = ()
+    ) -> Windows:
+        """Give the same windows with targets of the user's own; see ``WindowIndex.with_targets``.
+
+        Parameters
+        ----------
+        values
+            (window,) numbers to predict, or numbers of classes.
+        classes
+            Names of the classes; none for regression.
+        """
+        return Windows(self.store, self.index.with_targets(np.asarray(values), tuple(classes)))
+
+    def split(self, split: Split) -> SplitWindows:
+        """Part the windows into training, validation and test.
+
+        Parameters
+        ----------
+        split
+            By what, and how much goes where.
+
+        Raises
+        ------
+        InputError
+            If a side would be empty, or a subject would be on two sides.
+        """
+        sides = split_index(self.index, split)
+        return SplitWindows(
+            train=Windows(self.store, sides.train),
+            valid=None if sides.valid is None else Windows(self.store, sides.valid),
+            test=None if sides.test is None else Windows(self.store, sides.test),
+            unused=sides.unused,
+            within_subject=sides.within_subject,
+            n_subjects=sides.n_subjects,
+        )
+
+    def read(self, numbers: Sequence[int] | NDArray[np.integer]) -> Batch:
+        """Read windows as one batch.
+
+        Parameters
+        ----------
+        numbers
+            (window,) numbers of windows, in any order; none gives tensors of no windows.
+
+        Raises
+        ------
+        InputError
+            If there is no such window, or windows differ in channels.
+        StoreDamaged
+            If a file of the store is missing or cut short.
+        """
+        wanted = np.array(numbers, np.int64)  # a copy, which the batch may keep
+        if not len(wanted):
+            return _no_rows(self.read([0]))
+        located = self.index.locate(wanted)
+        signals = {
+            name: torch.from_numpy(self._reader.read(located, name)) for name in self.index.spec.signals
+        }
+        y = self._targets(wanted) if self.target_signal is None else signals.pop(self.target_signal)
+        lengths = {name: torch.tensor(n_samples) for name, n_samples in located.lengths.items()}
+        return Batch(signals, lengths, y, torch.from_numpy(wanted), len(wanted), self._y_time_axis)
+
+    def _targets(self, numbers: NDArray[np.int64]) -> Tensor | None:
+        targets = self.index.targets(numbers)
+        if targets is None:
+            return None
+        y = torch.from_numpy(targets)
+        return y if self.classes else y.unsqueeze(1)
+
+    def order(
+        self,
+        batch_size: int = 64,
+        *,
+        mode: Mode = "sequential",
+        by: str | None = None,
+        seed: int = 0,
+        drop_last: bool | None = None,
+    ) -> Order:
+        """Put the windows in order.
+
+        Parameters
+        ----------
+        batch_size
+            Windows in a batch, over all ranks.
+        mode
+            How an epoch walks through the windows; see ``engram.windows.order.Mode``.
+        by
+            For the modes ``groups`` and ``balanced``: the column that groups the windows, such as
+            ``"recording"`` or ``"subject"``.
+        seed
+            Which of the possible orders.
+        drop_last
+            Leave out a short last batch; None: in every mode but ``sequential``.
+
+        Raises
+        ------
+        InputError
+            If a value is out of range, or the mode lacks or does not use ``by``.
+        """
+        return Order.of(
+            self.index.fingerprint,
+            len(self),
+            batch_size,
+            mode=mode,
+            seed=seed,
+            drop_last=mode != "sequential" if drop_last is None else drop_last,
+            groups=None if by is None else self.index.column(by).codes,
+            lengths=self._main_lengths() if mode == "lengths" else None,
+        )
+
+    def loader(
+        self,
+        batch_size: int = 64,
+        *,
+        mode: Mode = "sequential",
+        by: str | None = None,
+        seed: int = 0,
+        drop_last: bool | None = None,
+        memory: int | str | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Loader:
+        """Make a loader of batches.
+
+        Parameters
+        ----------
+        batch_size, mode, by, seed, drop_last
+            As for ``order``.
+        memory
+            What the loader may hold beside all else in the process, as bytes or text such as
+            ``"500 MB"``; None: what 80 % of the memory there is leaves.
+        rank, world
+            This process's number among those that share every batch, and how many there are.
+
+        Raises
+        ------
+        DoesNotFit
+            If index, order and batches take more than ``memory``.
+        InputError
+            If a value is out of range.
+        """
+        order = self.order(batch_size, mode=mode, by=by, seed=seed, drop_last=drop_last)
+        budget = None if memory is None else Budget.of(memory)
+        return Loader(self, order, budget=budget, rank=rank, world=world)
+
+    def dataset(self) -> WindowDataset:
+        """Give the windows as a map-style dataset, for ``DataLoader``, skorch and braindecode."""
+        return WindowDataset(self)
+
+    def iterable(
+        self,
+        batch_size: int = 64,
+        *,
+        mode: Mode = "sequential",
+        by: str | None = None,
+        seed: int = 0,
+        drop_last: bool | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> WindowStream:
+        """Give whole batches in order, for ``DataLoader(..., batch_size=None, num_workers=n)``.
+
+        Parameters
+        ----------
+        batch_size, mode, by, seed, drop_last
+            As for ``order``.
+        rank, world
+            This process's number among those that share every batch, and how many there are.
+        """
+        order = self.order(batch_size, mode=mode, by=by, seed=seed, drop_last=drop_last)
+        return WindowStream(self, order, rank=rank, world=world)
+
+    @property
+    def target_signal(self) -> str | None:
+        """Name of the signal that is the target, or None where the target is another or none."""
+        target = self.index.target
+        return target.signal if isinstance(target, SignalTarget) else None
+
+    @cached_property
+    def _y_time_axis(self) -> int:
+        if self.target_signal is None:
+            return 1
+        ids = self.index.tables.ids
+        stored = self._reader.stored(ids[self._walk.recordings[0]], self.target_signal)
+        return 2 if stored.is_channels else 1
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the signals that a model is given, the main one first."""
+        return tuple(name for name in self.index.spec.signals if name != self.target_signal)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their numbers; empty for regression."""
+        return self.index.classes
+
+    @property
+    def n_chans(self) -> int:
+        """Channels of the first input signal.
+
+        Raises
+        ------
+        InputError
+            If its samples are not channels, or recordings differ.
+        """
+        return self._n_channels(self.inputs[0])
+
+    def _n_channels(self, signal: str) -> int:
+        stored = self._stored(signal)
+        if not stored.is_channels:
+            raise InputError(
+                f"A sample of {signal!r} has shape {stored.sample_shape} and no channels. "
+                "Use a model that takes such samples."
+            )
+        return stored.sample_shape[0]
+
+    @property
+    def n_times(self) -> int:
+        """Samples of a window of the first input signal.
+
+        Raises
+        ------
+        InputError
+            If windows differ in length.
+        """
+        shortest, longest = self._walk.lengths[self.inputs[0]]
+        if shortest != longest:
+            raise InputError(
+                f"Windows of {self.inputs[0]!r} have {shortest} to {longest} samples. Give window_size_s, "
+                "or use a model that takes any length."
+            )
+        return longest
+
+    @property
+    def sfreq(self) -> float:
+        """Samples per second of the first input signal.
+
+        Raises
+        ------
+        InputError
+            If recordings differ in rate.
+        """
+        rates = np.unique(self.index.tables.signals[self.inputs[0]].rate_hz[self._walk.recordings])
+        if len(rates) > 1:
+            raise InputError(
+                f"{self.inputs[0]!r} has rates of {', '.join(f'{rate:g}' for rate in rates)} Hz. "
+                "Resample when preparing, or ask for recordings of one rate."
+            )
+        return float(rates[0])
+
+    @property
+    def ch_names(self) -> tuple[str, ...]:
+        """Names of the channels of the first input signal; empty where they have none."""
+        extent = self._stored(self.inputs[0]).extent
+        channels = self.store.channels(extent.recording, extent.part.signal)
+        return tuple(channel["channel"] for channel in channels)
+
+    @property
+    def n_outputs(self) -> int:
+        """Values that a model gives per window: classes, 1 for regression, or a target signal's channels.
+
+        Raises
+        ------
+        InputError
+            If there is no target.
+        """
+        if self.target_signal is not None:
+            return self._n_channels(self.target_signal)
+        if self.index.task is None:
+            raise InputError("These windows have no target. Give one, or use with_targets(values).")
+        return len(self.classes) or 1
+
+    def batch_bytes(self, n_windows: int) -> tuple[int, int]:
+        """Predict the most that a batch takes, and the buffers beside it while it is read.
+
+        Parameters
+        ----------
+        n_windows
+            Windows in the batch.
+
+        Returns
+        -------
+        tuple of int and int
+            Bytes of the batch if all its windows are the longest there are, and of the buffers
+            that its largest signal passes through.
+        """
+        n_signals = len(self.index.spec.signals)
+        of_batch, of_scratch = 8 * (2 + n_signals) * n_windows, 0
+        for signal, (_, longest) in self._walk.lengths.items():
+            forms = self._forms(signal)
+            of_each = [stored.n_bytes(longest) for stored in forms]
+            of_signal = n_windows * max(of_window for of_window, _ in of_each)
+            is_mixed = len({stored.extent.precision for stored in forms}) > 1
+            scratch = n_windows * max(scratch for _, scratch in of_each) + is_mixed * of_signal
+            of_batch, of_scratch = of_batch + of_signal, max(of_scratch, scratch)
+        return of_batch, of_scratch
+
+    def _stored(self, signal: str) -> Stored:
+        """Give how a signal is stored, where all recordings have it in one form."""
+        table, recordings = self.index.tables.signals[signal], self._walk.recordings
+        forms = np.unique(table.form[recordings]).tolist()
+        if len(forms) > 1:
+            raise InputError(
+                f"Recordings differ in {signal!r}: {table.forms[forms[0]]}; {table.forms[forms[1]]}. "
+                "Ask for recordings of one form."
+            )
+        return self._reader.stored(self.index.tables.ids[recordings[0]], signal)
+
+    def _forms(self, signal: str) -> list[Stored]:
+        """Give how a signal is stored, once for every part that its windows are read from."""
+        ids = self.index.tables.ids
+        every = (self._reader.stored(ids[number], signal) for number in self._walk.recordings.tolist())
+        return list({(stored.extent.part.path, stored.numbers is None): stored for stored in every}.values())
+
+    def _main_lengths(self) -> NDArray[np.int32]:
+        lengths = np.empty(len(self), np.int32)
+        for start, located in self._chunks():
+            chunk = located.lengths[self.index.spec.signal]
+            lengths[start : start + len(chunk)] = chunk
+        return lengths
+
+    @cached_property
+    def _walk(self) -> _Walk:
+        """What only walking through all windows tells."""
+        if not len(self):
+            raise InputError("There are no windows here. Choose others, or split differently.")
+        shortest = dict.fromkeys(self.index.spec.signals, np.iinfo(np.int64).max)
+        longest = dict.fromkeys(self.index.spec.signals, 0)
+        has_windows = np.zeros(len(self.index.tables.ids), np.bool_)
+        for _, located in self._chunks():
+            has_windows[located.recording] = True
+            for name, lengths in located.lengths.items():
+                shortest[name] = min(shortest[name], int(lengths.min()))
+                longest[name] = max(longest[name], int(lengths.max()))
+        bounds = {name: (shortest[name], longest[name]) for name in longest}
+        return _Walk(np.flatnonzero(has_windows), bounds)
+
+    def _chunks(self) -> Iterator[tuple[int, Located]]:
+        for start in range(0, len(self), _CHUNK):
+            yield start, self.index.locate(np.arange(start, min(start + _CHUNK, len(self))))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Walk:
+    recordings: NDArray[np.int64]
+    """Numbers of the recordings that have windows."""
+    lengths: Mapping[str, tuple[int, int]]
+    """Signal -> samples of its shortest and its longest window."""
+
+
+def _no_rows(batch: Batch) -> Batch:
+    return Batch(
+        {name: tensor[:0] for name, tensor in batch.signals.items()},
+        {name: tensor[:0] for name, tensor in batch.lengths.items()},
+        None if batch.y is None else batch.y[:0],
+        batch.numbers[:0],
+        0,
+        batch.y_time_axis,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SplitWindows(Mapping[str, Windows]):
+    """The sides of a split: a mapping of those that there are, train first.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> import engram
+    >>> from engram.windows import FixedWindows
+    >>> from engram.windows.splits import Side, Split
+    >>> eeg = engram.ArraySignal(np.zeros((1000, 4), "float32"), 100.0)
+    >>> recordings = {
+    ...     name: engram.ArrayRecording({"eeg": eeg}, fields={"subject": name}) for name in "abcd"
+    ... }
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = engram.prepare(engram.ArraySource(recordings), f"{folder}/store").store
+    ...     windows = store.windows(FixedWindows(signal="eeg", window_size_s=2.0))
+    ...     sides = windows.split(Split(test=Side(values=("d",))))
+    ...     store.close()
+    >>> {name: len(side) for name, side in sides.items()}, sides.within_subject
+    ({'train': 15, 'test': 5}, False)
+    """
+
+    train: Windows
+    """To train on."""
+    valid: Windows | None
+    """To stop early and choose by, or None."""
+    test: Windows | None
+    """To report scores of, or None."""
+    unused: Mapping[str, int]
+    """Reason -> windows that are on no side."""
+    within_subject: bool
+    """True if subjects are on several sides: scores then say nothing about unseen people."""
+    n_subjects: Mapping[str, int]
+    """Side -> subjects on it."""
+
+    def __getitem__(self, side: str) -> Windows:
+        windows = {"train": self.train, "valid": self.valid, "test": self.test}.get(side)
+        if windows is None:
+            raise KeyError(side)
+        return windows
+
+    def __iter__(self) -> Iterator[str]:
+        return (side for side in ("train", "valid", "test") if getattr(self, side) is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

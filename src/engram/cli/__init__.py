@@ -1,0 +1,10 @@
+"""The command line: parse, call, print, exit code.
+
+``app`` holds the program itself and its exit codes, ``stores`` and ``trainings`` the
+commands by what they work on, ``screen`` how things are shown.
+"""
+
+from engram.cli import stores, trainings
+from engram.cli.app import app, main
+
+__all__ = ["app", "main", "stores", "trainings"]

@@ -1,0 +1,273 @@
+"""The commands on trainings: train, evaluate, predict, report, demo."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from engram.cli.app import app
+from engram.cli.screen import JsonOption, count, make_table, show, show_json
+from engram.errors import InputError, MemoryExceeded
+from engram.units import format_bytes, format_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from engram.ledger import Ledger, Score
+    from engram.training.fit import Progress
+
+__all__: list[str] = []
+
+_OUT_OF_MEMORY = 77
+"""Exit code of a training that stopped itself, as README and documentation say: resume it."""
+
+_Folder = Annotated[Path, typer.Argument(help="Folder of a training.")]
+_Memory = Annotated[str | None, typer.Option(help="Memory to keep within: '2 GB'.")]
+
+
+@app.command("train")
+def train_command(
+    recipe: Annotated[Path, typer.Argument(help="TOML file that says what is trained.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the training: made, or gone on with.")],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Set a field of the recipe: training.seed=1.")
+    ] = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Train what a recipe says, score it, and leave a ledger; again, go on where it stopped."""
+    from engram.training.recipe import read_recipe
+
+    ledger = _trained(read_recipe(recipe, _changes(changes or [])), folder, show_lines=not as_json)
+    if as_json:
+        show_json(ledger.to_dict())
+    else:
+        _show_ledger(ledger, folder)
+
+
+def _changes(texts: Sequence[str]) -> dict[str, Any]:
+    """Read ``--set``: a dotted name, and a value as in TOML; one word needs no quotes."""
+    changes = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise InputError(f"--set {text!r} is no change of a field. Write --set training.seed=1.")
+        try:
+            changes[name] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            changes[name] = value
+    return changes
+
+
+def _trained(recipe: Any, folder: Path, *, show_lines: bool) -> Ledger:
+    from engram.training.train import train
+
+    try:
+        return train(recipe, folder, progress=_epoch_lines() if show_lines else None).ledger
+    except MemoryExceeded as error:
+        typer.echo(f"engram: {error}", err=True)
+        raise typer.Exit(_OUT_OF_MEMORY) from error
+
+
+def _epoch_lines() -> Callable[[Progress], None]:
+    """Show one line per epoch, and on a terminal how far the epoch is."""
+    is_terminal = sys.stdout.isatty()
+
+    def show_progress(progress: Progress) -> None:
+        if is_terminal:
+            typer.echo("\r\033[K", nl=False)
+        if progress.message:
+            show(progress.message)
+        if progress.line is not None:
+            line = progress.line
+            valid = "" if line.valid_score is None else f", validation score {line.valid_score:.3f}"
+            loss = f"loss {line.train_loss:.4f}"
+            show(
+                f"epoch {line.epoch + 1}/{progress.n_epochs}: {loss}{valid}, "
+                f"{line.windows_per_s:,.0f} windows/s"
+            )
+        elif is_terminal and not progress.message:
+            place = f"epoch {progress.epoch + 1}/{progress.n_epochs}"
+            typer.echo(f"{place}: batch {progress.batch}/{progress.n_batches}", nl=False)
+
+    return show_progress
+
+
+def _show_ledger(ledger: Ledger, folder: Path) -> None:
+    from engram.ledger import LEDGER, PREDICTIONS
+
+    table = make_table("what", ">value")
+    for row in _facts(ledger):
+        table.add_row(*row)
+    show(table)
+    _show_scores(ledger.scores, within_subject=ledger.within_subject)
+    for note in ledger.notes:
+        show(note)
+    show(f"Ended: {ledger.stopped}. In {folder}: {LEDGER}, {PREDICTIONS}. Page: engram report {folder}")
+
+
+def _facts(ledger: Ledger) -> list[tuple[str, str]]:
+    refused = {**ledger.data.get("refused", {}), **ledger.data.get("unused", {})}
+    named = ", ".join(f"{n:,} {reason}" for reason, n in refused.items() if n)
+    rows = [("store", format_bytes(int(ledger.data.get("store_bytes", 0))))]
+    for side in ledger.sides:
+        people = count(side.n_subjects, "subject")
+        rows.append((f"{side.side} windows", f"{side.n_windows:,} of {people}"))
+    return [
+        *rows,
+        ("windows left out", named or "none"),
+        ("memory at its peak", format_bytes(ledger.peak_bytes)),
+        ("memory allowed", format_bytes(ledger.allowed_bytes)),
+        ("trained", f"{ledger.windows_per_s:,.0f} windows/s"),
+        ("time", format_duration(ledger.duration_s)),
+    ]
+
+
+def _show_scores(scores: Sequence[Score], *, within_subject: bool) -> None:
+    table = make_table("side", "metric", "model", ">score", ">chance", "better is", ">windows")
+    for score in sorted(scores, key=lambda each: each.side != "test"):
+        direction = "higher" if score.higher_is_better else "lower"
+        figures = (f"{score.value:.3f}", f"{score.chance:.3f}", direction, f"{score.n_windows:,}")
+        table.add_row(score.side, score.metric, score.model, *figures)
+    show(table)
+    if within_subject:
+        show("Subjects are on two sides of the split: these scores say nothing about unseen people.")
+
+
+@app.command("evaluate")
+def evaluate_command(
+    folder: _Folder,
+    side: Annotated[str, typer.Option(help="Side of its split: train, valid or test.")] = "test",
+    store: Annotated[
+        Path | None, typer.Option(help="Another store, all of whose windows are scored.")
+    ] = None,
+    memory: _Memory = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a trained network again: on a side of its split, or on another store."""
+    from engram.training.train import evaluate
+
+    found = evaluate(folder, side=side, store=store, memory=memory)
+    if as_json:
+        from dataclasses import asdict
+
+        show_json({"scores": [asdict(score) for score in found.scores], "refused": dict(found.refused)})
+        return
+    _show_scores(found.scores, within_subject=found.within_subject)
+    _show_refused(found.refused)
+
+
+@app.command("predict")
+def predict_command(
+    folder: _Folder,
+    store: Annotated[Path, typer.Argument(help="Store whose windows are predicted.")],
+    out: Annotated[Path, typer.Argument(help="Parquet file to write, one row per window.")],
+    memory: _Memory = None,
+) -> None:
+    """Predict every window of a store with a trained network, whether its target is known or not."""
+    from engram.training.predict import write_table
+    from engram.training.train import predict_windows
+
+    found = predict_windows(folder, store, memory=memory)
+    write_table(out, found.predictions)
+    show(f"{count(found.predictions.num_rows, 'window')} predicted, in {out}")
+    _show_refused(found.refused)
+
+
+def _show_refused(refused: Mapping[str, int]) -> None:
+    for reason, n in refused.items():
+        show(f"left out, {reason}: {n:,}")
+
+
+@app.command("report")
+def report_command(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of trainings.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Write one HTML page about one or several trainings: scores, curves, memory, what was used."""
+    from engram.report.page import write_report
+
+    show(f"Open {write_report(folders, out)}")
+
+
+@app.command("demo")
+def demo_command(
+    folder: Annotated[Path, typer.Argument(help="Folder to work in; made if it is not there.")],
+    subjects: Annotated[int, typer.Option(help="Subjects in each of two releases.")] = 20,
+    effect: Annotated[float, typer.Option(help="Size of the planted effect; 0 plants none.")] = 1.0,
+    seeds: Annotated[int, typer.Option(help="Trainings, from different first weights.")] = 1,
+    memory: Annotated[str, typer.Option(help="Memory to prepare in and to train in.")] = "1 GB",
+) -> None:
+    """Do the whole job on a generated corpus: generate, prepare, train, score, report."""
+    from importlib.resources import files
+
+    from engram.preparation.ingest import prepare
+    from engram.preparation.steps import HighPass
+    from engram.recordings import as_source
+    from engram.report.page import write_report
+    from engram.testing.hbn import HbnCorpus, write_hbn
+    from engram.training.recipe import read_recipe
+
+    corpus, store, recipe = folder / "corpus", folder / "store", folder / "recipe.toml"
+    if seeds < 1:
+        raise InputError(f"--seeds {seeds} trains nothing. Use 1 or more.")
+    show(f"$ engram generate {corpus} --subjects {subjects} --effect {effect:g}")
+    summary = write_hbn(corpus, HbnCorpus(n_subjects=subjects, effect_size=effect), n_jobs=2)
+    show(f"{summary.n_recordings} recordings, {format_bytes(summary.n_bytes)}")
+
+    show(f"\n$ engram prepare {corpus} {store} --high-pass 0.5 --memory '{memory}'")
+    prepared = prepare(as_source(corpus), store, steps=[HighPass(0.5)], memory=memory)
+    refused = f"{len(prepared.refusals)} refused"
+    show(f"{prepared.n_prepared} prepared, {prepared.n_unchanged} unchanged, {refused}, "
+         f"memory {format_bytes(prepared.peak.unreclaimable_bytes)} at its peak")  # fmt: skip
+
+    recipe.write_bytes(files("engram.training").joinpath("demo.toml").read_bytes())
+    ledgers = []
+    trainings = [folder / f"training-{seed}" for seed in range(seeds)]
+    for seed, training in enumerate(trainings):
+        show(
+            f"\n$ engram train {recipe} {training} --set training.seed={seed} "
+            f"--set 'training.memory={memory}'"
+        )
+        told = read_recipe(recipe, {"training.seed": seed, "training.memory": memory})
+        ledgers.append(_trained(told, training, show_lines=True))
+
+    page = folder / "report.html"
+    show(f"\n$ engram report {' '.join(map(str, trainings))} --out {page}")
+    write_report(trainings, page)
+    _show_demo(ledgers, summary.best_nrmse)
+    show(f"Open {page}. To train something else on the same store, change {recipe}.")
+
+
+def _show_demo(ledgers: Sequence[Ledger], best: float) -> None:
+    """Show what the whole job came to: one row per figure, the mean over trainings."""
+    first = ledgers[0]
+    network = [_test_score(ledger, "network") for ledger in ledgers]
+    ridge, mean = _test_score(first, "ridge"), sum(score.value for score in network) / len(network)
+    spread = f" (of {', '.join(f'{score.value:.3f}' for score in network)})" if len(network) > 1 else ""
+    unseen = next(side.n_subjects for side in first.sides if side.side == "test")
+    rows = [
+        *_facts(first)[:-4],
+        ("memory at its peak", format_bytes(max(ledger.peak_bytes for ledger in ledgers))),
+        ("memory allowed", format_bytes(first.allowed_bytes)),
+        ("trained", f"{sum(ledger.windows_per_s for ledger in ledgers) / len(ledgers):,.0f} windows/s"),
+        (f"test nRMSE on {unseen} unseen subjects", f"{mean:.3f}{spread}"),
+        ("chance (the mean of the training targets)", f"{network[0].chance:.3f}"),
+        ("ridge", f"{ridge.value:.3f}"),
+        ("best possible here", f"{best:.3f}"),
+    ]
+    table = make_table("what", ">value")
+    for row in rows:
+        table.add_row(*row)
+    show("")
+    show(table)
+
+
+def _test_score(ledger: Ledger, model: str) -> Score:
+    found = (ledger.main_metric, "test", model)
+    return next(score for score in ledger.scores if (score.metric, score.side, score.model) == found)

@@ -1,0 +1,258 @@
+"""A recipe carried out: trained, scored again on other recordings, used to predict.
+
+This module decides what a recipe's tables are handed to. The training itself is
+``engram.training.fit``'s, the networks and baselines are ``engram.training.models``'.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from pydantic import ValidationError
+
+from engram.batches.windows import SplitWindows, Windows
+from engram.errors import InputError
+from engram.ledger import Ledger, Score
+from engram.store.reader import Store
+from engram.training.data import evaluation_loader
+from engram.training.fit import BEST, Fitted, Progress, fit
+from engram.training.learner import Evaluator
+from engram.training.metrics import default_metrics, score_predictions
+from engram.training.models import build_model, fit_ridge
+from engram.training.predict import Predictions, predict, predictions_table, train_targets
+from engram.training.recipe import Recipe
+from engram.training.resume import read_checkpoint
+from engram.windows.targets import SignalTarget, Target, TimeTo
+
+__all__ = ["Evaluation", "evaluate", "predict_windows", "train"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """What a trained network says of windows, and how well."""
+
+    scores: tuple[Score, ...]
+    """Each metric beside its chance level; none where targets were not looked at."""
+    predictions: pa.Table
+    """One row per window, as ``engram.ledger.PREDICTIONS`` describes."""
+    refused: Mapping[str, int]
+    """What was left out, by reason."""
+    within_subject: bool
+    """True if windows of the training are of the same subjects: the scores then say nothing about
+    unseen people."""
+
+
+def train(
+    recipe: Recipe, folder: Path | str, *, progress: Callable[[Progress], None] | None = None
+) -> Fitted:
+    """Train what a recipe says; go on where an earlier call with the same recipe was stopped.
+
+    Parameters
+    ----------
+    recipe
+        As ``read_recipe`` gives it.
+    folder
+        Where the training is kept; made if it is not there.
+    progress
+        As for ``fit``.
+
+    Returns
+    -------
+    Fitted
+        Its ledger has the scores of the network and of the recipe's baselines.
+
+    Raises
+    ------
+    InputError
+        If the recipe does not go together with the store, or ``folder`` holds another training.
+    StoreMissing, StoreFormatError, StoreDamaged
+        If the store cannot be read.
+    MemoryExceeded, KeyboardInterrupt, SystemExit
+        As ``fit`` does: the same call goes on where it was stopped.
+    """
+    folder = Path(folder)
+    with Store(recipe.store) as store:
+        sides = _split(recipe, store)
+        seed = recipe.training.seed
+        network = build_model(recipe.model.name, sides.train, recipe.model.arguments, seed=seed)
+        fitted = fit(network, sides, folder, recipe.training, name=recipe.name, progress=progress)
+        ledger = fitted.ledger
+        if "baselines" not in ledger.recipe.get("model", {}):
+            # A path from folder to store, so that both can be moved together.
+            content = recipe.to_dict() | {"store": os.path.relpath(recipe.store, folder)}
+            ledger = replace(_with_baselines(ledger, recipe, sides), recipe=content)
+            if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
+                return replace(fitted, ledger=ledger)
+            ledger.write(folder)
+        return replace(fitted, ledger=ledger)
+
+
+def _split(recipe: Recipe, store: Store) -> SplitWindows:
+    return _windows(recipe, store, recipe.target_value).split(recipe.split)
+
+
+def _windows(recipe: Recipe, store: Store, target: Target | None) -> Windows:
+    # Recordings may differ in form only where no batch mixes them.
+    return store.windows(recipe.windows.value, target, same_form=recipe.training.mode != "groups")
+
+
+def _with_baselines(ledger: Ledger, recipe: Recipe, sides: SplitWindows) -> Ledger:
+    """Score the baselines on the windows and by the metrics that the network was scored by."""
+    if not recipe.model.baselines:
+        return ledger
+    ridge = fit_ridge(sides)
+    metrics = tuple(dict.fromkeys(score.metric for score in ledger.scores))
+    order = sides.train.order(recipe.training.batch_size)
+    seen = train_targets(sides.train, order)
+    scores: list[Score] = []
+    for side, prediction in ridge.predictions.items():
+        windows = sides[side]
+        scores += score_predictions("ridge", side, metrics, train_targets(windows, order), prediction, seen)
+    return replace(ledger, scores=(*ledger.scores, *scores), notes=(*ledger.notes, ridge.note))
+
+
+def evaluate(
+    folder: Path | str,
+    *,
+    side: str = "test",
+    store: Path | str | None = None,
+    memory: int | str | None = None,
+) -> Evaluation:
+    """Score a trained network on a side of its own split, or on every window of another store.
+
+    Parameters
+    ----------
+    folder
+        Of a training by ``train``.
+    side
+        ``"train"``, ``"valid"`` or ``"test"`` of its own store.
+    store
+        Another store, all of whose windows are scored. None for the training's own.
+    memory
+        What evaluating may hold, the libraries included; None for what there is.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no finished training of a recipe, its split has no such side, its store
+        has changed, or the other store's windows have another form than those that it was trained on.
+    StoreMissing, StoreFormatError, StoreDamaged
+        If a store cannot be read. The training's own is needed for the other's chance level, too.
+    """
+    folder = Path(folder)
+    ledger, recipe = _told(folder)
+    with Store(recipe.store) as own, Store(store or recipe.store) as other:
+        sides = _split(recipe, own)
+        _check_unchanged(ledger, sides, recipe.store)
+        if store is None:
+            if side not in sides:
+                raise InputError(f"This training has no side {side!r}. Use one of: {', '.join(sides)}.")
+            windows = sides[side]
+        else:
+            target = recipe.target_value
+            if ledger.classes and not isinstance(target, TimeTo | SignalTarget):
+                # Numbered as the network knows them, whichever of them occur here.
+                target = replace(target, classes=ledger.classes)
+            windows, side = _windows(recipe, other, target), "other"
+        evaluator = _evaluator(folder, ledger, recipe, windows)
+        predictions = _predicted(evaluator, windows, recipe, memory)
+        metrics = recipe.training.metrics or default_metrics(
+            "classification" if ledger.classes else "regression"
+        )
+        seen = train_targets(sides.train, sides.train.order(recipe.training.batch_size))
+        scores = score_predictions("network", side, metrics, predictions.target, predictions.prediction, seen)
+        trained, scored = sides.train.index.subjects(), windows.index.subjects()
+        is_shared = not {*trained.values}.isdisjoint(scored.values)
+        table = predictions_table(windows, side, predictions)
+        return Evaluation(scores, table, windows.counts(), is_shared)
+
+
+def predict_windows(folder: Path | str, store: Path | str, *, memory: int | str | None = None) -> Evaluation:
+    """Predict every window of a store, whether its target is known or not.
+
+    Parameters
+    ----------
+    folder
+        Of a training by ``train``.
+    store
+        Whose windows are predicted.
+    memory
+        What predicting may hold, the libraries included; None for what there is.
+
+    Returns
+    -------
+    Evaluation
+        Without scores; its table has no column ``target``, unless a signal of the windows is the
+        target.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no finished training of a recipe, or the store's windows have another
+        form than those that it was trained on.
+    StoreMissing, StoreFormatError, StoreDamaged
+        If the store cannot be read.
+    """
+    folder = Path(folder)
+    ledger, recipe = _told(folder)
+    with Store(store) as opened:
+        target = recipe.target_value
+        windows = _windows(recipe, opened, target if isinstance(target, SignalTarget) else None)
+        evaluator = _evaluator(folder, ledger, recipe, windows)
+        predictions = _predicted(evaluator, windows, recipe, memory)
+        table = predictions_table(windows, "predicted", predictions)
+        return Evaluation((), table, windows.counts(), within_subject=False)
+
+
+def _told(folder: Path) -> tuple[Ledger, Recipe]:
+    """Read back what a training was told, its store found from the folder."""
+    ledger = Ledger.read(folder)
+    try:
+        recipe = Recipe.model_validate_json(json.dumps(ledger.recipe), strict=True)
+    except ValidationError as error:
+        raise InputError(
+            f"{folder} holds a training that was not made from a recipe. Evaluate it where it was made, "
+            "in Python, or train with engram train."
+        ) from error
+    return ledger, recipe.model_copy(update={"store": str(folder / recipe.store)})
+
+
+def _check_unchanged(ledger: Ledger, sides: SplitWindows, store: str) -> None:
+    """Refuse a store that splits otherwise now: who was trained on could be among the tested."""
+    found = {side: windows.index.fingerprint for side, windows in sides.items()}
+    if found != ledger.data.get("fingerprints"):
+        raise InputError(
+            f"{store} has changed since this training: its windows are not the same. Restore it, or give "
+            "the recordings that are new as a store of their own."
+        )
+
+
+def _evaluator(folder: Path, ledger: Ledger, recipe: Recipe, windows: Windows) -> Evaluator:
+    """Build the network for windows of this form, with the best weights."""
+    outputs = windows
+    if windows.target_signal is None and windows.index.task is None:
+        # Only their number matters, to the size of the last layer.
+        zero = 0 if ledger.classes else 0.0
+        outputs = windows.with_targets([zero] * len(windows), ledger.classes)
+    network = build_model(recipe.model.name, outputs, recipe.model.arguments)
+    try:
+        network.load_state_dict(read_checkpoint(folder / BEST)["model"])
+    except RuntimeError as error:
+        raise InputError(
+            f"The network in {folder} was trained on windows of another form: {error}. Give windows with "
+            "the same channels and samples."
+        ) from error
+    return Evaluator(network, recipe.training, windows.index.target, ledger.classes)
+
+
+def _predicted(
+    evaluator: Evaluator, windows: Windows, recipe: Recipe, memory: int | str | None
+) -> Predictions:
+    loader = evaluation_loader(windows, replace(recipe.training, memory=memory))
+    return predict(evaluator, loader, device=torch.device("cpu"))
