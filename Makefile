@@ -29,12 +29,9 @@ $(READY): pyproject.toml constraints.txt tools/mend_torchaudio.py
 	$(BIN)/python tools/mend_torchaudio.py
 	@touch $@
 
-demo: setup ## The main job end to end on a generated corpus: generate, prepare, inspect, verify
+demo: setup ## The whole job on a generated corpus: generate, prepare, train, score, report
 	rm -rf $(DEMO)
-	$(BIN)/engram generate $(DEMO)/corpus --subjects 3
-	$(BIN)/engram prepare $(DEMO)/corpus $(DEMO)/store --high-pass 0.5 --memory 1GB
-	$(BIN)/engram inspect $(DEMO)/store
-	$(BIN)/engram verify $(DEMO)/store
+	$(BIN)/engram demo $(DEMO)
 
 test: setup ## All tests, the docstrings' examples and the documentation's code
 	$(BIN)/python -m pytest

@@ -11,7 +11,7 @@ import typer
 
 from engram.cli.app import app
 from engram.cli.screen import JsonOption, count, make_table, show, show_json
-from engram.errors import InputError, MemoryExceeded
+from engram.errors import DoesNotFit, InputError, MemoryExceeded
 from engram.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 _OUT_OF_MEMORY = 77
-"""Exit code of a training that stopped itself, as README and documentation say: resume it."""
+"""Exit code of a training that has too little memory: with more, the same command goes on."""
 
 _Folder = Annotated[Path, typer.Argument(help="Folder of a training.")]
 _Memory = Annotated[str | None, typer.Option(help="Memory to keep within: '2 GB'.")]
@@ -68,7 +68,7 @@ def _trained(recipe: Any, folder: Path, *, show_lines: bool) -> Ledger:
 
     try:
         return train(recipe, folder, progress=_epoch_lines() if show_lines else None).ledger
-    except MemoryExceeded as error:
+    except (MemoryExceeded, DoesNotFit) as error:
         typer.echo(f"engram: {error}", err=True)
         raise typer.Exit(_OUT_OF_MEMORY) from error
 
@@ -84,11 +84,12 @@ def _epoch_lines() -> Callable[[Progress], None]:
             show(progress.message)
         if progress.line is not None:
             line = progress.line
-            valid = "" if line.valid_score is None else f", validation score {line.valid_score:.3f}"
+            score = line.valid_score
+            valid = "" if score is None else f", validation {progress.metric} {score:.3f}"
             loss = f"loss {line.train_loss:.4f}"
             show(
                 f"epoch {line.epoch + 1}/{progress.n_epochs}: {loss}{valid}, "
-                f"{line.windows_per_s:,.0f} windows/s"
+                f"{line.windows_per_s:,.0f} windows/s, memory {format_bytes(progress.used_bytes)}"
             )
         elif is_terminal and not progress.message:
             place = f"epoch {progress.epoch + 1}/{progress.n_epochs}"

@@ -84,6 +84,10 @@ class Progress:
     """Batches of it that were trained."""
     n_batches: int
     """Batches of an epoch."""
+    metric: str
+    """Name of the metric that judges the epochs."""
+    used_bytes: int
+    """Unreclaimable memory of the process tree when it was last read."""
     message: str = ""
     """What happened just now, in words; empty for one more step."""
     line: EpochLine | None = None
@@ -328,7 +332,8 @@ class _Course(Callback):
         if self._progress is not None and self._rank == 0:
             learner = self.learner
             place = (learner.epoch, self.settings.epochs, learner.n_batches, learner.order.n_batches)
-            self._progress(Progress(*place, message, line))
+            used_bytes = 0 if self._memory is None else self._memory.used_bytes
+            self._progress(Progress(*place, self.metrics[0], used_bytes, message, line))
 
     # ------------------------------------------------------------ Lightning's hooks
 

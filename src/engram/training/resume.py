@@ -184,9 +184,9 @@ def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path
     Raises
     ------
     InputError
-        If a value differs: the first one by name.
+        If a value differs: the first one, in the order of ``wanted``.
     """
-    for name in sorted({*found, *wanted}):
+    for name in dict.fromkeys((*wanted, *found)):
         if found.get(name) != wanted.get(name):
             raise InputError(
                 f"The training in {folder} has {name} = {found.get(name)!r}, not {wanted.get(name)!r}. "

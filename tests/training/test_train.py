@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import engram
+from engram.errors import InputError, StoreMissing
+from engram.ledger import PREDICTIONS, Ledger
+from engram.store.reader import Store
+from engram.testing.trials import make_trials
+from engram.training.fit import BEST
+from engram.training.recipe import Recipe
+from engram.training.train import evaluate, predict_windows, train
+
+
+def write_store(path: Path, *, n_subjects: int = 8, first: int = 0, n_channels: int = 4) -> Path:
+    """Prepare trials, and close the store."""
+    source = make_trials(n_subjects, first=first, n_channels=n_channels)
+    engram.prepare(source, path, precision="float32").store.close()
+    return path
+
+
+def make_recipe(store: Path, **changes: Any) -> Recipe:
+    """Say what is trained: response times, from the second after a square."""
+    content: dict[str, Any] = {
+        "name": "trials",
+        "store": str(store),
+        "windows": {"events": {"signal": "eeg", "anchor": ["square"], "trial_duration_s": 1.0}},
+        "target": {"time_to": {"events": ["rt"]}},
+        "split": {"test": {"fraction": 0.25}, "valid": {"fraction": 0.34}},
+        "model": {"name": "SCCNet", "arguments": {"n_spatial_filters": 2, "n_spatial_filters_smooth": 2}},
+        "training": {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "accelerator": "cpu"},
+    }
+    return Recipe.model_validate_json(json.dumps(content | changes), strict=True)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store and a training of it that has ended."""
+    folder = tmp_path_factory.mktemp("trained")
+    store = write_store(folder / "store")
+    train(make_recipe(store), folder / "training")
+    return folder
+
+
+@pytest.fixture
+def moved(corpus: Path, tmp_path: Path) -> Path:
+    """A copy of store and training in another place, to be changed."""
+    shutil.copytree(corpus, tmp_path / "moved")
+    return tmp_path / "moved"
+
+
+def test_the_ledger_has_the_network_the_ridge_and_chance(corpus: Path) -> None:
+    """Both models are scored by the same metrics on the same windows of valid and test."""
+    ledger = Ledger.read(corpus / "training")
+    keys = {(score.model, score.side, score.metric): score for score in ledger.scores}
+    assert {model for model, _, _ in keys} == {"network", "ridge"}
+    assert {side for _, side, _ in keys} == {"valid", "test"}
+    for (model, side, metric), score in keys.items():
+        other = keys["ridge" if model == "network" else "network", side, metric]
+        assert (score.chance, score.n_windows) == (other.chance, other.n_windows)
+    # The mean of the window tells the answer, which a ridge on averages reads.
+    assert keys["ridge", "test", "nrmse"].value < 0.6
+    assert any("The ridge saw" in note for note in ledger.notes)
+
+
+def test_a_recipe_can_be_told_from_the_ledger(corpus: Path) -> None:
+    """The ledger keeps every field, and the way to the store from the training's folder."""
+    recipe = Ledger.read(corpus / "training").recipe
+    assert recipe["store"] == "../store"
+    assert recipe["training"]["scheduler"] == "constant"
+    assert recipe["windows"]["events"]["anchor"] == ["square"]
+
+
+def test_training_again_returns_what_is_there(corpus: Path) -> None:
+    """A finished training is not repeated, and its baselines are not scored twice."""
+    before = (corpus / "training" / "ledger.json").read_bytes()
+    fitted = train(make_recipe(corpus / "store"), corpus / "training")
+    assert (corpus / "training" / "ledger.json").read_bytes() == before
+    assert fitted.ledger == Ledger.read(corpus / "training")
+
+
+def test_baselines_that_a_kill_left_out_are_scored_by_the_same_call(moved: Path) -> None:
+    """A kill between the training's ledger and the baselines costs nothing."""
+    folder = moved / "training"
+    whole = Ledger.read(folder)
+    (folder / "ledger.json").unlink()
+    fitted = train(make_recipe(moved / "store"), folder)
+    assert fitted.ledger.scores == whole.scores
+
+
+def test_another_seed_begins_with_other_weights(corpus: Path, tmp_path: Path) -> None:
+    """``training.seed`` draws the first weights too."""
+    content = make_recipe(corpus / "store").to_dict()
+    content["training"] |= {"seed": 1, "epochs": 1, "learning_rate": 1e-12}
+    one = train(Recipe.model_validate(content), tmp_path / "one").model.state_dict()
+    content["training"] |= {"seed": 2}
+    two = train(Recipe.model_validate(content), tmp_path / "two").model.state_dict()
+    assert any(not torch.equal(one[name], two[name]) for name in one if "weight" in name)
+
+
+@pytest.mark.parametrize("side", ["valid", "test"])
+def test_evaluating_again_gives_the_scores_and_predictions_of_the_training(corpus: Path, side: str) -> None:
+    """The weights that were scored are those that are kept."""
+    found = evaluate(corpus / "training", side=side)
+    ledger = Ledger.read(corpus / "training")
+    expected = [score for score in ledger.scores if score.model == "network" and score.side == side]
+    assert [score.metric for score in found.scores] == [score.metric for score in expected]
+    np.testing.assert_allclose(
+        [score.value for score in found.scores], [score.value for score in expected], rtol=1e-5
+    )
+    table = pq.read_table(corpus / "training" / PREDICTIONS).to_pylist()
+    kept = [row["prediction"] for row in table if row["side"] == side]
+    np.testing.assert_allclose(found.predictions["prediction"].to_pylist(), kept, rtol=1e-4)
+    assert not found.within_subject
+    assert found.refused == {"no target": 16}  # two squares of each subject were not answered
+
+
+def test_another_store_is_scored_whole(corpus: Path, tmp_path: Path) -> None:
+    """Every window with a target counts; subjects that were trained on are told."""
+    others = evaluate(corpus / "training", store=write_store(tmp_path / "others", n_subjects=3, first=20))
+    assert {score.n_windows for score in others.scores} == {3 * 18}
+    assert {row["side"] for row in others.predictions.to_pylist()} == {"other"}
+    assert not others.within_subject
+    assert evaluate(corpus / "training", store=corpus / "store").within_subject
+
+
+def test_prediction_needs_no_targets(corpus: Path, tmp_path: Path) -> None:
+    """Squares that nobody answered are predicted too, as evaluating predicts the others."""
+    store = write_store(tmp_path / "others", n_subjects=2, first=30)
+    found = predict_windows(corpus / "training", store)
+    scored = evaluate(corpus / "training", store=store)
+    assert found.scores == ()
+    assert found.predictions.num_rows == 40
+    assert "target" not in found.predictions.column_names
+    by_anchor = {
+        (row["recording"], row["anchor_s"]): row["prediction"] for row in found.predictions.to_pylist()
+    }
+    for row in scored.predictions.to_pylist():
+        np.testing.assert_allclose(by_anchor[row["recording"], row["anchor_s"]], row["prediction"], rtol=1e-4)
+
+
+def test_prediction_needs_no_store_of_the_training(moved: Path, tmp_path: Path) -> None:
+    """A trained folder alone predicts; evaluating asks for the store that chance is computed from."""
+    shutil.rmtree(moved / "store")
+    store = write_store(tmp_path / "others", n_subjects=2, first=30)
+    assert predict_windows(moved / "training", store).predictions.num_rows == 40
+    with pytest.raises(StoreMissing):
+        evaluate(moved / "training", store=store)
+
+
+def test_a_training_and_its_store_may_be_moved_together(moved: Path) -> None:
+    """Nothing in a training's folder is an absolute path."""
+    assert evaluate(moved / "training").scores == evaluate(moved / "training").scores
+    for file in ("ledger.json", BEST):
+        assert str(moved.parent).encode() not in (moved / "training" / file).read_bytes()
+
+
+def test_a_store_that_has_grown_is_not_split_again(moved: Path) -> None:
+    """With new subjects the fractions fall elsewhere: somebody trained on could be tested."""
+    source = make_trials(12)
+    engram.prepare(source, moved / "store", precision="float32").store.close()
+    with pytest.raises(InputError, match="has changed since this training"):
+        evaluate(moved / "training")
+
+
+def test_windows_of_another_form_are_refused(corpus: Path, tmp_path: Path) -> None:
+    """A network of 4 channels is not fed with 5."""
+    store = write_store(tmp_path / "wide", n_subjects=2, first=40, n_channels=5)
+    with pytest.raises(InputError, match="windows of another form"):
+        predict_windows(corpus / "training", store)
+
+
+def test_a_side_that_there_is_not_is_named(corpus: Path) -> None:
+    """The error lists the sides that there are."""
+    with pytest.raises(InputError, match="no side 'dev'"):
+        evaluate(corpus / "training", side="dev")
+
+
+def test_a_training_from_python_is_evaluated_in_python(corpus: Path, tmp_path: Path) -> None:
+    """A ledger without a recipe does not say how its network is built."""
+    with Store(corpus / "store") as store:
+        recipe = make_recipe(corpus / "store")
+        sides = store.windows(recipe.windows.value, recipe.target_value).split(recipe.split)
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(400, 1))
+        settings = engram.FitSettings(epochs=1, accelerator="cpu")
+        engram.fit(network, sides, tmp_path / "own", settings)
+    with pytest.raises(InputError, match="not made from a recipe"):
+        evaluate(tmp_path / "own")
+
+
+@pytest.fixture(scope="module")
+def classified(corpus: Path) -> Iterator[Path]:
+    """A training that tells the groups apart."""
+    content = make_recipe(corpus / "store").to_dict()
+    content["target"] = {"recording": {"column": "group", "task": "classification", "classes": []}}
+    content["training"]["epochs"] = 1
+    train(Recipe.model_validate(content), corpus / "groups")
+    yield corpus / "groups"
+    shutil.rmtree(corpus / "groups")
+
+
+def test_classes_keep_their_numbers_on_another_store(classified: Path, tmp_path: Path) -> None:
+    """A store where one class does not occur is scored by the classes that were trained."""
+    store = write_store(tmp_path / "one", n_subjects=1, first=51)
+    found = evaluate(classified, store=store)
+    assert {score.metric for score in found.scores} >= {"balanced_accuracy", "accuracy"}
+    assert set(found.predictions["target"].to_pylist()) == {"odd"}
+    assert {"p_even", "p_odd"} <= set(found.predictions.column_names)
+    predicted = predict_windows(classified, store).predictions
+    assert {"p_even", "p_odd"} <= set(predicted.column_names)
+    assert set(predicted["prediction"].to_pylist()) <= {"odd", "even"}
