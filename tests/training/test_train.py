@@ -218,3 +218,16 @@ def test_classes_keep_their_numbers_on_another_store(classified: Path, tmp_path:
     predicted = predict_windows(classified, store).predictions
     assert {"p_even", "p_odd"} <= set(predicted.column_names)
     assert set(predicted["prediction"].to_pylist()) <= {"odd", "even"}
+
+
+def test_a_recipe_that_changed_is_not_gone_on_with(moved: Path) -> None:
+    """Also where no weight shows it: another dropout, another stretch of the recording."""
+    recipe = make_recipe(moved / "store")
+    content = recipe.to_dict()
+    content["model"]["arguments"]["drop_prob"] = 0.25
+    with pytest.raises(InputError, match=r"Dropout\(p=0.5"):
+        train(Recipe.model_validate(content), moved / "training")
+    content = recipe.to_dict()
+    content["windows"]["events"]["trial_start_offset_s"] = 0.1
+    with pytest.raises(InputError, match=r"windows\.train"):
+        train(Recipe.model_validate(content), moved / "training")

@@ -15,6 +15,7 @@ import logging
 import math
 import platform
 import random
+import re
 import sys
 import time
 import warnings
@@ -325,6 +326,7 @@ class _Course(Callback):
             **windows,
             "order": self.learner.order.fingerprint,
             **{f"model.{key}": _described(value) for key, value in weights.items()},
+            **_layers(self.learner.network),
         }
 
     def tell(self, message: str = "", line: EpochLine | None = None) -> None:
@@ -689,6 +691,13 @@ def _side_line(side: str, windows: Windows) -> SideLine:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _layers(network: nn.Module) -> dict[str, str]:
+    """Write out the layers, so that another dropout, which no weight shows, is told by name."""
+    leaves = ((name, module) for name, module in network.named_modules() if not list(module.children()))
+    # A layer that holds a function shows its address, which is another in every process.
+    return {f"layer {name}": re.sub(r" at 0x[0-9a-f]+", "", repr(module)) for name, module in leaves}
 
 
 def _described(value: Any) -> str:

@@ -32,8 +32,9 @@ __all__ = ["Predictions", "autocast", "predict", "predictions_table", "train_tar
 
 _MOST_COLUMNS = 64
 """Outputs that get a column each; a window with more gets a row per value."""
-_MOST_VALUES = 1 << 24
-"""Values of target signals that are kept of a side: 128 MiB with their predictions."""
+_MOST_VALUES = 1 << 21
+"""Values of target signals that are kept of a side: 16 MiB with their predictions, and up to ten times
+that while they are sorted, scored and described."""
 _TRAIN_BATCHES = 16
 """Batches from which the mean of a target signal is taken, for its chance level."""
 
@@ -229,14 +230,16 @@ def predictions_table(windows: Windows, side: str, predictions: Predictions) -> 
     predictions
         Of its windows.
     """
-    described = windows.table(predictions.numbers)
+    # A window with a row per value may have a million rows: describe it once.
+    numbers, place = np.unique(predictions.numbers, return_inverse=True)
+    described = windows.table(numbers).select(["recording", "anchor_s"]).take(place)
     subjects = windows.index.subjects()
-    names = np.asarray([*subjects.values], dtype=object)
+    names = pa.array(subjects.values, pa.string())
     columns: dict[str, Any] = {
         "side": pa.array([side] * len(predictions.numbers)).dictionary_encode(),
         "window": predictions.numbers,
         "recording": described["recording"],
-        "subject": pa.array(names[subjects.codes[predictions.numbers]], pa.string()),
+        "subject": names.take(pa.array(subjects.codes[predictions.numbers])),
         "anchor_s": described["anchor_s"],
     }
     target, prediction = predictions.target, predictions.prediction
