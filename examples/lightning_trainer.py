@@ -1,7 +1,7 @@
 """Your own LightningModule and Lightning's Trainer, with Engram's loaders.
 
-A training that is stopped in the middle of an epoch goes on there: Lightning keeps a loader's
-state in its checkpoints.
+A loader has a state, which Lightning keeps in its checkpoints: a training that goes on from one
+written in the middle of an epoch ends with the same weights, bit for bit.
 
 Usage: python lightning_trainer.py [FOLDER]
 """
@@ -33,6 +33,8 @@ RESPONSE_TIME = TimeTo(("left_buttonPress", "right_buttonPress"))
 
 
 class ResponseTimes(LightningModule):
+    """Predicts response times."""
+
     def __init__(self, n_chans: int, n_times: int) -> None:
         super().__init__()
         self.network = nn.Sequential(
@@ -44,62 +46,71 @@ class ResponseTimes(LightningModule):
             nn.Linear(8 * ((n_times - 19) // 20), 1),
         )
         self.loss_of = nn.MSELoss()
-        self.losses: list[float] = []
+        self.epoch_losses: list[float] = []
 
-    def training_step(self, batch: Batch, _number: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Unpack a batch as any other."""
         X, y, _ = batch
         loss: Tensor = self.loss_of(self.network(X), y)
         self.log("train_loss", loss, batch_size=len(batch), on_step=False, on_epoch=True)
         return loss
 
     def on_train_epoch_end(self) -> None:
-        self.losses.append(float(self.trainer.callback_metrics["train_loss"]))
+        """Keep the epoch's mean."""
+        self.epoch_losses.append(float(self.trainer.callback_metrics["train_loss"]))
 
-    def validation_step(self, batch: Batch, _number: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the loss on subjects that are not trained on."""
         X, y, _ = batch
         self.log("valid_loss", self.loss_of(self.network(X), y), batch_size=len(batch))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Choose how weights are changed."""
         return torch.optim.Adam(self.parameters(), lr=3e-3)
 
 
 def main(folder: Path) -> None:
-    """Train; then go on from a checkpoint of the middle of an epoch, to the same weights."""
+    """Train; then go on from a checkpoint of the middle of an epoch."""
     corpus = folder / "corpus"  # here: your BIDS folder
     if not corpus.exists():
         write_hbn(corpus, HbnCorpus(3, ("R1",), n_runs=1, n_trials=12, rest_s=10, quirks=frozenset()))
 
     engram.prepare(corpus, folder / "store", steps=[HighPass(0.5)], memory="2 GB")
     with engram.open(folder / "store") as store:
-        sides = store.windows(AFTER_TARGET, RESPONSE_TIME).split(Split(valid=Side(fraction=0.34)))
-        assert sides.valid is not None
-        assert {side: len(windows) for side, windows in sides.items()} == {"train": 24, "valid": 12}
+        windows = store.windows(AFTER_TARGET, RESPONSE_TIME)
+        sides = windows.split(Split(valid=Side(fraction=0.34)))
+        assert sides.n_subjects == {"train": 2, "valid": 1}
 
-        unbroken, losses = train(sides, folder / "checkpoints")
-        print(f"training loss {losses[0]:.2f} in the first epoch, {losses[-1]:.2f} in the last")
-        assert losses[-1] < losses[0]
+        model = train(sides, folder / "checkpoints")
+        first, last = model.epoch_losses[0], model.epoch_losses[-1]
+        print(f"training loss {first:.2f} in the first epoch, {last:.2f} in the last")
+        assert last < first
 
-        # Step 7 is the first of three in the third epoch.
-        resumed, _ = train(sides, folder / "resumed", folder / "checkpoints" / "step=7.ckpt")
-        for weight, same in zip(unbroken.parameters(), resumed.parameters(), strict=True):
+        # An epoch has three steps: the seventh is the first of the third epoch.
+        resumed = train(sides, folder / "checkpoints", checkpoint="step=7.ckpt")
+        for weight, same in zip(model.parameters(), resumed.parameters(), strict=True):
             assert torch.equal(weight, same)
 
 
-def train(sides: SplitWindows, folder: Path, checkpoint: Path | None = None) -> tuple[ResponseTimes, list[float]]:
+def train(sides: SplitWindows, folder: Path, checkpoint: str | None = None) -> ResponseTimes:
+    """Train from the beginning, or from a checkpoint."""
     torch.manual_seed(0)
     model = ResponseTimes(sides.train.n_chans, sides.train.n_times)
     trainer = Trainer(
         max_epochs=6,
         callbacks=[ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=7)],
-        default_root_dir=folder,
-        # The loader has an order already; Lightning would replace it.
-        use_distributed_sampler=False,
+        use_distributed_sampler=False,  # on several devices: give each loader its rank and world
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(model, sides.train.loader(batch_size=8, mode="shuffled"), sides.valid.loader(batch_size=8), ckpt_path=checkpoint)
-    return model, model.losses
+    trainer.fit(
+        model,
+        sides.train.loader(batch_size=8, mode="shuffled", memory="2 GB"),
+        sides["valid"].loader(batch_size=8, memory="2 GB"),
+        ckpt_path=None if checkpoint is None else folder / checkpoint,
+    )
+    return model
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch import nn
 
 import engram
 from engram.errors import InputError, StoreMissing
@@ -18,7 +19,7 @@ from engram.store.reader import Store
 from engram.testing.trials import make_trials
 from engram.training.fit import BEST
 from engram.training.recipe import Recipe
-from engram.training.train import evaluate, predict_windows, train
+from engram.training.train import evaluate, predict_windows, start_at_mean, train
 
 
 def write_store(path: Path, *, n_subjects: int = 8, first: int = 0, n_channels: int = 4) -> Path:
@@ -231,3 +232,29 @@ def test_a_recipe_that_changed_is_not_gone_on_with(moved: Path) -> None:
     content["windows"]["events"]["trial_start_offset_s"] = 0.1
     with pytest.raises(InputError, match=r"windows\.train"):
         train(Recipe.model_validate(content), moved / "training")
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Linear(5, 2), nn.Identity()),
+        nn.Sequential(nn.Linear(4, 4), nn.Conv1d(3, 2, 4), nn.Flatten()),
+    ],
+)
+def test_a_network_begins_with_the_mean_of_the_targets(network: nn.Module) -> None:
+    """The bias of its last linear layer is the mean, all other weights stay."""
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    start_at_mean(network, np.array([[1.0, 10.0], [3.0, 30.0]], np.float32))
+    changed = {name: value for name, value in network.state_dict().items() if not value.equal(before[name])}
+    (bias,) = changed.values()
+    assert bias.tolist() == [2.0, 20.0]
+    with torch.no_grad():
+        assert network(torch.zeros(1, 3, 4)).shape == (1, 2)
+
+
+def test_a_network_that_ends_otherwise_stays_as_it_is() -> None:
+    """Without a bias of as many values as there are outputs, there is nothing to set."""
+    for network in (nn.Sequential(nn.Linear(4, 1, bias=False)), nn.Linear(4, 3), nn.ReLU()):
+        before = [value.clone() for value in network.parameters()]
+        start_at_mean(network, np.ones((5, 1), np.float32))
+        assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))

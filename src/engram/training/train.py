@@ -12,9 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
+from torch import nn
+from torch.nn.modules.conv import _ConvNd as _Convolution
 
 from engram.batches.windows import SplitWindows, Windows
 from engram.errors import InputError
@@ -30,7 +34,7 @@ from engram.training.recipe import Recipe
 from engram.training.resume import read_checkpoint
 from engram.windows.targets import SignalTarget, Target, TimeTo
 
-__all__ = ["Evaluation", "evaluate", "predict_windows", "train"]
+__all__ = ["Evaluation", "evaluate", "predict_windows", "start_at_mean", "train"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,14 +77,17 @@ def train(
         If the recipe does not go together with the store, or ``folder`` holds another training.
     StoreMissing, StoreFormatError, StoreDamaged
         If the store cannot be read.
-    MemoryExceeded, KeyboardInterrupt, SystemExit
-        As ``fit`` does: the same call goes on where it was stopped.
+    MemoryExceeded, DoesNotFit, KeyboardInterrupt, SystemExit
+        As ``fit`` does, or because no ridge fits beside the trained network: the same call goes on
+        where it was stopped.
     """
     folder = Path(folder)
     with Store(recipe.store) as store:
         sides = _split(recipe, store)
         seed = recipe.training.seed
         network = build_model(recipe.model.name, sides.train, recipe.model.arguments, seed=seed)
+        if not sides.train.classes and sides.train.target_signal is None:
+            start_at_mean(network, train_targets(sides.train))
         fitted = fit(network, sides, folder, recipe.training, name=recipe.name, progress=progress)
         ledger = fitted.ledger
         if "baselines" not in ledger.recipe.get("model", {}):
@@ -91,6 +98,26 @@ def train(
                 return replace(fitted, ledger=ledger)
             ledger.write(folder)
         return replace(fitted, ledger=ledger)
+
+
+def start_at_mean(network: nn.Module, targets: NDArray[np.float32]) -> None:
+    """Let a network begin with the mean of the training targets, by the bias of its last linear layer.
+
+    From zero, response times of 1.3 s cost the first epochs: on a corpus of 40 subjects SCCNet then
+    needed three times the learning rate for the same score. A network without such a layer stays as
+    it is.
+
+    Parameters
+    ----------
+    network
+        From windows to (window, output).
+    targets
+        (window, output) float32 of the training side.
+    """
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear | _Convolution)]
+    if linear and linear[-1].bias is not None and linear[-1].bias.shape == targets.shape[1:]:
+        with torch.no_grad():
+            linear[-1].bias.copy_(torch.from_numpy(targets.mean(axis=0)))
 
 
 def _split(recipe: Recipe, store: Store) -> SplitWindows:
@@ -106,14 +133,13 @@ def _with_baselines(ledger: Ledger, recipe: Recipe, sides: SplitWindows) -> Ledg
     """Score the baselines on the windows and by the metrics that the network was scored by."""
     if not recipe.model.baselines:
         return ledger
-    ridge = fit_ridge(sides)
+    ridge = fit_ridge(sides, memory=recipe.training.memory)
     metrics = tuple(dict.fromkeys(score.metric for score in ledger.scores))
-    order = sides.train.order(recipe.training.batch_size)
-    seen = train_targets(sides.train, order)
+    seen = train_targets(sides.train)
     scores: list[Score] = []
     for side, prediction in ridge.predictions.items():
         windows = sides[side]
-        scores += score_predictions("ridge", side, metrics, train_targets(windows, order), prediction, seen)
+        scores += score_predictions("ridge", side, metrics, train_targets(windows), prediction, seen)
     return replace(ledger, scores=(*ledger.scores, *scores), notes=(*ledger.notes, ridge.note))
 
 
@@ -165,7 +191,7 @@ def evaluate(
         metrics = recipe.training.metrics or default_metrics(
             "classification" if ledger.classes else "regression"
         )
-        seen = train_targets(sides.train, sides.train.order(recipe.training.batch_size))
+        seen = train_targets(sides.train)
         scores = score_predictions("network", side, metrics, predictions.target, predictions.prediction, seen)
         trained, scored = sides.train.index.subjects(), windows.index.subjects()
         is_shared = not {*trained.values}.isdisjoint(scored.values)
