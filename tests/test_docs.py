@@ -2,8 +2,8 @@ r"""What the documentation says to type works.
 
 Every fenced ``python`` block of the README and of ``docs/`` runs, and so does every line
 ``$ engram ...`` of a ``console`` block: page by page, from top to bottom, in one namespace
-and one empty folder. A block that cannot run says why on its fence:
-``\`\`\`python {no-run="needs a cluster"}``.
+and one empty folder. A ``toml`` block with a title is saved there under that name. A block that
+cannot run says why on its fence: ``\`\`\`python {no-run="needs a cluster"}``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pytest
 from engram.store.tables import SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[1]
-FENCE = re.compile(r"^( *)```(python|console)\b(.*)\n((?s:.*?))^\1```$", re.MULTILINE)
+FENCE = re.compile(r"^( *)```(python|console|toml(?= title=))\b(.*)\n((?s:.*?))^\1```$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Block:
     language: str
     code: str
     line: int
+    title: str = ""
 
 
 def blocks(page: Path) -> Iterator[Block]:
@@ -41,7 +42,9 @@ def blocks(page: Path) -> Iterator[Block]:
     for fence in FENCE.finditer(text):
         _, language, options, code = fence.groups()
         if not re.search(r'no-run="[^"]+"', options):
-            yield Block(language, dedent(code), text.count("\n", 0, fence.start(4)))
+            title = re.search(r'title="([^"]+)"', options)
+            line = text.count("\n", 0, fence.start(4))
+            yield Block(language, dedent(code), line, title[1] if title else "")
 
 
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if any(blocks(page))]
@@ -65,15 +68,19 @@ for line, code, commands in steps:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_does_what_it_says(page: Path, tmp_path: Path) -> None:
     """A reader who types a page from top to bottom, in a fresh Python, meets no error."""
-    steps = [
-        (block.line, block.code if block.language == "python" else "", commands(block))
-        for block in blocks(page)
-    ]
+    steps = [(block.line, python(block), commands(block)) for block in blocks(page)]
     told = json.dumps([str(page), steps])
     process = subprocess.run(
         [sys.executable, "-c", PROGRAM], input=told, cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert process.returncode == 0, process.stdout + process.stderr
+
+
+def python(block: Block) -> str:
+    """Return what Python runs of a block: its code, or for a titled file the saving of it."""
+    if block.language == "toml":
+        return f"__import__('pathlib').Path({block.title!r}).write_text({block.code!r}, encoding='utf-8')"
+    return block.code if block.language == "python" else ""
 
 
 def commands(block: Block) -> list[list[str]]:
@@ -91,10 +98,12 @@ def test_blocks_are_found_in_order_and_reasons_respected(tmp_path: Path) -> None
         "text\n```python\na = 1\n```\n"
         "    ```console\n    $ engram a \\\n        b\n    output\n    $ ls\n    ```\n"
         '```python {no-run="needs a cluster"}\nfail()\n```\n```toml\nx\n```\n'
+        '```toml title="recipe.toml"\nname = "x"\n```\n'
     )
-    python, console = blocks(page)
-    assert (python.language, python.code, python.line) == ("python", "a = 1\n", 2)
+    first, console, recipe = blocks(page)
+    assert (first.language, python(first), first.line) == ("python", "a = 1\n", 2)
     assert commands(console) == [["engram", "a", "b"]]
+    assert (recipe.title, recipe.code) == ("recipe.toml", 'name = "x"\n')
 
 
 @pytest.mark.parametrize("table", SCHEMAS)

@@ -222,3 +222,12 @@ def test_a_file_too_large_for_a_ledger_is_not_read(tmp_path: Path, monkeypatch: 
     monkeypatch.delattr(json, "loads")
     with pytest.raises(InputError, match="64000001 bytes"):
         Ledger.read(tmp_path)
+
+
+def test_a_training_that_has_not_ended_is_told_from_a_folder_of_another_kind(tmp_path: Path) -> None:
+    """Checkpoints without a ledger are a training to go on with."""
+    with pytest.raises(InputError, match="Name the folder of a training"):
+        Ledger.read(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(InputError, match="has not ended"):
+        Ledger.read(tmp_path)

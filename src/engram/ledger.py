@@ -242,6 +242,10 @@ class Ledger:
         """
         path = folder / LEDGER
         if not path.is_file():
+            if (folder / "checkpoints").is_dir():
+                raise InputError(
+                    f"The training in {folder} has not ended. Train in the same folder again."
+                ) from None
             raise InputError(f"{folder} holds no {LEDGER}. Name the folder of a training.")
         if (n_bytes := path.stat().st_size) > _LARGEST_BYTES:
             raise InputError(

@@ -20,7 +20,7 @@ from engram.batches.windows import Windows
 from engram.errors import DoesNotFit, InputError
 from engram.memory import Usage
 from engram.store.reader import Store
-from engram.windows.order import Mode
+from engram.windows.order import Cursor, Mode
 from engram.windows.spec import FixedWindows
 from engram.windows.targets import RecordingColumn
 
@@ -103,6 +103,16 @@ def test_who_counts_the_batches_comes_to_the_next_epoch(windows: Windows) -> Non
 
     assert (loader.cursor.epoch, loader.cursor.n_batches) == (1, 0)
     assert numbers_of(islice(iter(loader), len(loader))) != first
+
+
+def test_a_whole_epoch_that_was_trained_is_not_repeated(windows: Windows) -> None:
+    """Who counts batches alone stands at an epoch's end: the next pass is of the next epoch."""
+    loader = windows.loader(4, mode="shuffled")
+    loader.load_state_dict(Cursor(loader.order.fingerprint, 1, len(loader)).to_dict())
+    assert loader.cursor.epoch == 2
+    assert [batch.numbers.tolist() for batch in loader] == [
+        loader.order.batch(2, number).tolist() for number in range(len(loader))
+    ]
 
 
 def test_an_iterator_that_is_never_used_changes_nothing(windows: Windows) -> None:

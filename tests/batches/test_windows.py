@@ -141,7 +141,7 @@ def test_no_windows_give_tensors_of_no_rows(trials: Store) -> None:
     assert len(batch) == batch.n_global == 0
 
 
-@pytest.mark.parametrize("numbers", [[-1], [10_000], [[0, 1]]])
+@pytest.mark.parametrize("numbers", [[-1], [10_000], [[0, 1]], [0.5], [True, False]])
 def test_windows_that_there_are_not_are_refused(trials: Store, numbers: Any) -> None:
     """Numbers outside the index, or not in a row, are an InputError."""
     with pytest.raises(InputError):
@@ -257,3 +257,12 @@ def test_recordings_of_other_rates_have_no_one_rate(tmp_path: Any) -> None:
         windows = store.windows(FixedWindows(signal="eeg", window_size_samples=50), same_form=False)
         with pytest.raises(InputError, match="100, 250 Hz"):
             _ = windows.sfreq
+
+
+def test_some_windows_may_be_taken(trials: Store) -> None:
+    """They are numbered anew, and read as before."""
+    windows = trials.windows(FixedWindows(signal="eeg", window_size_s=1.0))
+    keep = np.arange(len(windows)) % 3 == 1
+    taken = windows.take(keep)
+    assert len(taken) == keep.sum()
+    assert torch.equal(taken.read([0, 1]).signals["eeg"], windows.read([1, 4]).signals["eeg"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,17 @@ def test_a_regression_is_scored_as_in_training(predictions: Predictions, metric:
     target, prediction = predictions.target, predictions.prediction
     (score,) = score_predictions("network", "test", [metric], target, prediction, target)
     assert pooled_score(predictions, metric) == pytest.approx(score.value, rel=1e-6, abs=1e-8)
+
+
+@given(regressions(), st.sampled_from(["target", "prediction"]), st.integers(0, 2))
+def test_a_constant_output_is_scored_as_in_training(made_up: Predictions, what: str, output: int) -> None:
+    """A unit that never fires, or a network that says the same of all windows, is no contradiction."""
+    values = getattr(made_up, what).copy()
+    values[:, output % values.shape[1]] = 0.1
+    predictions = replace(made_up, **{what: values})
+    target, prediction = predictions.target, predictions.prediction
+    (score,) = score_predictions("network", "test", ["pearson_r"], target, prediction, target)
+    assert pooled_score(predictions, "pearson_r") == pytest.approx(score.value, abs=1e-8, nan_ok=True)
 
 
 @given(classifications(), st.sampled_from(["accuracy", "balanced_accuracy"]))

@@ -173,7 +173,7 @@ def test_trainings_stand_beside_each_other() -> None:
     table = tables.tabulate_trainings([trained("a", 0, 0.8), unscored], ["one", "two"])
 
     assert table.rows[0] == (
-        *("a", "one", "test", "nRMSE", "0.800", "1.000", "2", "1", "1 min 15 s", "1.0 GiB", "150.0"),
+        *("a", "one", "test", "nRMSE", "0.800", "1.000", "2", "2", "1 min 15 s", "1.0 GiB", "150.0"),
     )
     assert table.rows[1][2:8] == ("", "nRMSE", "no score", "", "0", "")
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import engram
 from engram.batches.windows import SplitWindows, Windows
-from engram.errors import InputError, MemoryExceeded
+from engram.errors import InputError, MemoryExceeded, StoreNotWritable
 from engram.ledger import Ledger
 from engram.memory import Limit, Usage
 from engram.store.reader import Store
@@ -256,6 +256,27 @@ def test_sessions_of_different_units_train_one_per_batch(tmp_path: Path) -> None
     windows.store.close()
 
 
+def test_sessions_of_other_units_than_those_of_training_are_scored(tmp_path: Path) -> None:
+    """Their chance level is the mean over all units."""
+
+    class AnyUnits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor, recordings: list[str]) -> Tensor:
+            n_units = {"r0": 5, "r1": 7}[recordings[0]]
+            return (self.gain * x.mean((1, 2, 3)) / 128)[:, None, None].expand(-1, n_units, 1)
+
+    windows = spikes(tmp_path / "store", (5, 7))
+    sides = windows.split(Split(test=Side(values=("s1",))))
+    settings = FitSettings(epochs=1, mode="groups", by="recording", **CPU)
+    fitted = fit(AnyUnits(), sides, tmp_path / "training", settings)
+    assert {score.side for score in fitted.ledger.scores} == {"test"}
+    assert all(np.isfinite(score.chance) for score in fitted.ledger.scores)
+    windows.store.close()
+
+
 def test_sentences_of_any_length_are_trained_with_their_lengths(tmp_path: Path) -> None:
     """The model is given what was measured of each window."""
     rng = np.random.default_rng(2)
@@ -361,7 +382,7 @@ def test_memory_near_its_limit_stops_after_the_step_with_a_checkpoint(
     train(sides, tmp_path / "whole")
     with monkeypatch.context() as patch:
         scripted(patch, iter([0, 100, 100, 200, 300, 850]))
-        with pytest.raises(MemoryExceeded, match="after optimizer step 3, in epoch 0") as caught:
+        with pytest.raises(MemoryExceeded, match="after optimizer step 3, in epoch 1") as caught:
             train(sides, tmp_path / "parts", memory_every_steps=1)
     assert (caught.value.used_bytes, caught.value.allowed_bytes) == (850, 800)
     train(sides, tmp_path / "parts", memory_every_steps=1)
@@ -375,7 +396,7 @@ def test_memory_that_is_short_before_the_first_step_stops_before_it(
     """Importing PyTorch alone may take more than a small limit allows."""
     with monkeypatch.context() as patch:
         scripted(patch, iter([0, 900]))
-        with pytest.raises(MemoryExceeded, match="before the first step"):
+        with pytest.raises(MemoryExceeded, match="before it began"):
             train(sides, tmp_path)
     train(sides, tmp_path)
 
@@ -407,7 +428,7 @@ def test_a_loss_that_is_not_finite_names_step_and_windows(store: Store, tmp_path
     """Through the whole of fit."""
     windows = store.windows(program["SPEC"]).with_targets(np.full(80, 3e38))
     sides = windows.split(Split(test=Side(values=("s7",))))
-    with pytest.raises(InputError, match=r"not finite at optimizer step 1 \(epoch 0\), at windows \d+"):
+    with pytest.raises(InputError, match=r"not finite at optimizer step 1 \(epoch 1\), at windows \d+"):
         train(sides, tmp_path)
 
 
@@ -420,6 +441,17 @@ def test_a_second_training_in_the_folder_is_refused_while_the_first_goes_on(
     """Two would overwrite each other's checkpoints."""
     with filelock.FileLock(tmp_path / ".lock"), pytest.raises(InputError, match="Another process trains"):
         train(sides, tmp_path)
+
+
+def test_a_file_is_no_folder_to_train_in(sides: SplitWindows, tmp_path: Path) -> None:
+    """It is left as it is, also where a folder on the way to it is a file."""
+    path = tmp_path / "file"
+    path.write_text("mine")
+    with pytest.raises(InputError, match="is a file"):
+        train(sides, path)
+    with pytest.raises(StoreNotWritable, match="Not a directory"):
+        train(sides, path / "training")
+    assert path.read_text() == "mine"
 
 
 def test_a_training_changes_nothing_else_in_the_process(sides: SplitWindows, tmp_path: Path) -> None:

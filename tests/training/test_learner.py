@@ -142,7 +142,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(bad: float) -
     )
     settings = FitSettings(batch_size=5, accumulate=8, learning_rate=0.1)
     with pytest.raises(
-        InputError, match=r"loss is not finite at optimizer step 1 \(epoch 0\), at windows 17\."
+        InputError, match=r"loss is not finite at optimizer step 1 \(epoch 1\), at windows 17\."
     ):
         train_epoch(network, settings, y)
     assert difference(network, Small()) == 0
@@ -180,6 +180,7 @@ def test_only_weights_that_need_gradients_are_trained() -> None:
         ({"scheduler": "constant"}, [1, 1, 1, 1]),
         ({"scheduler": "constant", "warmup_epochs": 0.5}, [1 / 3, 2 / 3, 1, 1]),
         ({"scheduler": "linear"}, [1, 0.75, 0.5, 0.25]),
+        ({"scheduler": "linear", "warmup_epochs": 0.9}, [0.2, 0.4, 0.6, 0.8]),
         ({"scheduler": "cosine"}, [1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2]),
     ],
 )

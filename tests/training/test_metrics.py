@@ -105,6 +105,12 @@ def test_chance_knows_the_training_targets_alone() -> None:
     assert chance_of("pearson_r", target, train, 1) == 0.0
 
 
+def test_chance_of_other_outputs_is_the_mean_of_all() -> None:
+    """Sessions differ in units: what one session's tell of another's is their common mean."""
+    target, train = np.array([[1.0, 3.0, 2.0]]), np.array([[1.0, 3.0], [1.0, 3.0]])
+    assert chance_of("mae", target, train, 3) == pytest.approx(2 / 3)
+
+
 def test_float32_is_summed_in_float64() -> None:
     """A million float32 windows score as their float64 copies do."""
     target = np.full((1_000_000, 1), 1.1, np.float32)
@@ -161,6 +167,13 @@ def test_chance_of_classes() -> None:
     assert chance_of("f1_macro", target, train, 3) == pytest.approx(0.4 / 3)
     assert chance_of("balanced_accuracy", target, train, 3) == pytest.approx(1 / 3)
     assert chance_of("roc_auc", target, train, 3) == 0.5
+
+
+def test_chance_of_recall_is_higher_where_classes_do_not_occur() -> None:
+    """Of three classes, whoever always says one of the two that occur recalls half."""
+    train, target = np.array([0, 0, 1, 2]), np.array([0, 1, 1])
+    assert chance_of("balanced_accuracy", target, train, 3) == 0.5
+    assert chance_of("balanced_accuracy", target, np.array([2, 2, 1]), 3) == pytest.approx(1 / 3)
 
 
 # ---------------------------------------------------------------- both

@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from engram.batches.windows import SplitWindows, Windows
 from engram.errors import DoesNotFit, InputError, MissingExtra
+from engram.memory import Usage
 from engram.preparation.ingest import prepare
 from engram.recordings.objects import ArrayRecording, ArraySignal, ArraySource
 from engram.recordings.recording import Channel
@@ -22,8 +23,10 @@ from engram.store.reader import Store
 from engram.training import models
 from engram.training.metrics import score_predictions
 from engram.training.models import RidgeSettings, build_model, fit_ridge, model_names
+from engram.units import format_bytes
 from engram.windows.spec import FixedWindows, Span
 from engram.windows.splits import Side, Split
+from engram.windows.targets import SignalTarget
 
 RATE_HZ = 100.0
 Maker = Callable[[ArraySource], Store]
@@ -178,6 +181,15 @@ def test_a_network_reads_one_signal(make: Maker) -> None:
         build_model("EEGNeX", windows, {})
 
 
+def test_a_signal_is_no_target_of_a_network_of_braindecode(make: Maker) -> None:
+    """It is refused before the first epoch, with what to do."""
+    signals = {"eeg": noise(4, 400), "emg": noise(4, 400)}
+    store = make(ArraySource({"a": ArrayRecording(signals)}))
+    spec = FixedWindows(signal="eeg", window_size_s=2.0, beside=(Span(signal="emg"),))
+    with pytest.raises(InputError, match=r"the target is the signal 'emg'.*engram\.fit"):
+        build_model("SCCNet", store.windows(spec, SignalTarget("emg")), {})
+
+
 def test_names_are_braindecodes() -> None:
     """Every name is a network class of ``braindecode.models``, sorted; its base class is none."""
     names = model_names()
@@ -294,7 +306,7 @@ def test_memory_of_the_ridge_is_bounded_and_said(make: Maker) -> None:
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert fitted.n_windows == 64
-    assert f"64 training windows of 120, drawn to fit {memory}" in fitted.note
+    assert f"64 training windows of 120, drawn to fit {format_bytes(memory)}" in fitted.note
     window_bytes = N_TIMES * N_CHANS * 4
     assert peak_bytes <= memory + 120 * 8 * window_bytes
     again, other = fit_ridge(sides, settings), fit_ridge(sides, RidgeSettings(memory=memory, seed=1))
@@ -302,9 +314,23 @@ def test_memory_of_the_ridge_is_bounded_and_said(make: Maker) -> None:
     assert not np.array_equal(other.predictions["test"], fitted.predictions["test"])
 
 
+def test_where_less_is_left_the_ridge_takes_a_half_of_its_memory_or_a_quarter(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside what the process holds already; where nothing is left, it does not fit."""
+    sides, _ = planted(make)
+    held_bytes, of_64_windows = 10_000_000, 64 * 8 * models._VALUES_PER_WINDOW * (40 + 1)
+    monkeypatch.setattr(models, "read_usage", lambda: Usage(held_bytes, 1, "RSS"))
+    settings = RidgeSettings(memory=4 * of_64_windows)
+    fitted = fit_ridge(sides, settings, memory=held_bytes + 2 * of_64_windows - 1)
+    assert fitted.n_windows == 64
+    with pytest.raises(DoesNotFit):
+        fit_ridge(sides, settings, memory=held_bytes)
+
+
 def test_too_little_memory_for_a_ridge_does_not_fit(make: Maker) -> None:
     """Memory for a handful of windows is refused with both figures."""
-    with pytest.raises(DoesNotFit, match="Use a smaller n_bins") as caught:
+    with pytest.raises(DoesNotFit, match="Give more memory") as caught:
         fit_ridge(planted(make)[0], RidgeSettings(memory=100_000))
     assert caught.value.allowed_bytes == 100_000
     assert caught.value.needed_bytes > 100_000
@@ -330,6 +356,19 @@ def test_sentences_of_any_length_have_as_many_features(make: Maker) -> None:
     fitted = fit_ridge(sides)
     assert fitted.n_features == 20
     assert fitted.predictions["test"].item() == pytest.approx(60, rel=1e-2)
+
+
+def test_a_short_first_window_makes_no_large_chunks(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many windows are read at a time is by the longest there is."""
+    monkeypatch.setattr(models, "_CHUNK_BYTES", 1 << 16)
+    recordings = {
+        f"s{i:02}": ArrayRecording({"eeg": ArraySignal(np.ones((n, 2), np.float32), RATE_HZ)})
+        for i, n in enumerate([5, *[1000] * 60])
+    }
+    windows = make(ArraySource(recordings)).windows(FixedWindows(signal="eeg"))
+    chunks = list(models._chunks(windows, np.arange(len(windows))))
+    assert max(batch.n_bytes for _, batch in chunks) <= 1 << 16
+    assert sum(len(batch) for _, batch in chunks) == 61
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 3))

@@ -119,7 +119,7 @@ def test_changes_replace_fields_by_their_dotted_names(path: Path) -> None:
         ({"training.epochs": 0}, "training: epochs=0 is below 1. Use 1 or more."),
         (
             {"target": {}},
-            "target: nothing is given here. Give exactly one of recording, event, time_to, signal.",
+            "target: nothing is given here. Give exactly one of recording, event, time_to.",
         ),
         (
             {"windows.fixed": {"signal": "eeg"}},

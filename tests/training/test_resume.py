@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -22,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engram.batches.windows import SplitWindows
-from engram.errors import InputError
+from engram.errors import DoesNotFit, InputError
 from engram.ledger import Ledger, MemoryLine
 from engram.store.reader import Store
 from engram.training.resume import (
@@ -335,6 +336,51 @@ def test_a_damaged_checkpoint_is_told(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"last\.ckpt"):
         read_checkpoint(path)
+
+
+def test_a_flipped_bit_is_told(tmp_path: Path) -> None:
+    """It would be another weight, and nobody would know."""
+    path = tmp_path / "best.ckpt"
+    write_checkpoint(path, {"model": {"weight": torch.full((1000,), 1.5)}})
+    content = bytearray(path.read_bytes())
+    content[content.index(np.full(1000, 1.5, np.float32).tobytes()) + 402] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="checksum"):
+        read_checkpoint(path)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told as what it is, and the file that was begun does not fill the disk further."""
+    path = tmp_path / "last.ckpt"
+    write_checkpoint(path, {"epoch": 1})
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DoesNotFit, match="is full") as caught:
+        write_checkpoint(path, {"epoch": 2})
+    assert caught.value.resource == "disk"
+    assert read_checkpoint(path)["epoch"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+def test_a_full_disk_is_told_through_pytorchs_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which fails a second time while it closes, and raises that."""
+    (tmp_path / "last.tmp").symlink_to("/dev/full")
+    with pytest.raises(DoesNotFit, match="is full"):
+        write_checkpoint(tmp_path / "last.ckpt", {"weight": torch.zeros(1_000_000)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_alone_are_nothing_to_go_on_from(sides: SplitWindows, tmp_path: Path) -> None:
+    """The best weights, copied over the last checkpoint, lack the optimizer."""
+    train(sides, tmp_path)
+    folder = tmp_path / "checkpoints"
+    (folder / "last.ckpt").write_bytes((folder / "best.ckpt").read_bytes())
+    with pytest.raises(InputError, match="weights alone"):
+        train(sides, tmp_path)
 
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:

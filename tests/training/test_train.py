@@ -258,3 +258,14 @@ def test_a_network_that_ends_otherwise_stays_as_it_is() -> None:
         before = [value.clone() for value in network.parameters()]
         start_at_mean(network, np.ones((5, 1), np.float32))
         assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+def test_people_who_chose_the_epoch_are_not_unseen(corpus: Path, tmp_path: Path) -> None:
+    """A store of the validation side's subjects is told as such; test subjects are unseen."""
+    with Store(corpus / "store") as store:
+        recipe = make_recipe(corpus / "store")
+        sides = store.windows(recipe.windows.value, recipe.target_value).split(recipe.split)
+    for side, is_seen in (("valid", True), ("test", False)):
+        (first, *_) = (name for name in sides[side].index.subjects().values if name is not None)
+        again = write_store(tmp_path / side, n_subjects=1, first=int(first))
+        assert evaluate(corpus / "training", store=again).within_subject is is_seen

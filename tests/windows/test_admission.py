@@ -84,13 +84,14 @@ def test_a_name_that_is_not_there_is_named_beside_those_that_are(spec: FixedWind
     assert said in str(refusal.value)
 
 
-def test_only_a_signal_beside_the_main_one_can_be_predicted() -> None:
-    """A signal to predict has to be cut, and is not the input."""
+def test_a_signal_is_predicted_from_another() -> None:
+    """A signal to predict has to be cut, the main one or one beside it, and another has to be left."""
     tables = make_tables({"a": {"eeg": ToySignal(), "stim": ToySignal()}})
     for name in ("eeg", "stim"):
-        with pytest.raises(InputError, match="Add a Span"):
+        with pytest.raises(InputError, match="Add a Span of"):
             check_request(tables, WHOLE, SignalTarget(name))
-    check_request(tables, replace(WHOLE, beside=(Span(signal="stim"),)), SignalTarget("stim"))
+    for name in ("eeg", "stim"):
+        check_request(tables, replace(WHOLE, beside=(Span(signal="stim"),)), SignalTarget(name))
 
 
 def test_a_window_is_refused_once_for_the_first_reason() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -212,6 +213,18 @@ def test_stretches_behave_as_a_list_of_windows(n_each: list[int], data: st.DataO
         )
         assert len(stretches.origin) == (n_breaks + 1 if windows else 0)
         assert len(stretches) == len(windows)
+
+
+def test_choosing_windows_takes_a_few_bytes_of_each() -> None:
+    """A corpus cut at every sample has billions: numbers of 8 bytes for each would be gigabytes."""
+    n = 1_000_000
+    stretches = Stretches(np.zeros(1, np.int32), np.zeros(1, np.int32), np.array([0, n]), None)
+    keep = np.ones(n, bool)
+    tracemalloc.start()
+    stretches.take(keep)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 4 * n
 
 
 def test_events_are_only_looked_at() -> None:

@@ -107,6 +107,7 @@ def test_an_answer_comes_before_the_next_anchor_and_before_what_ends_it(
     [
         (lambda: RecordingColumn("age", "ranking"), "'regression' or 'classification'"),  # type: ignore[arg-type]
         (lambda: RecordingColumn("age", classes=("a",)), "has no classes"),
+        (lambda: EventColumn("side", "classification", ("a", "b", "a")), "name one twice"),
         (lambda: EventColumn("description", "classification", "left"), "tuple of names"),  # type: ignore[arg-type]
         (lambda: TimeTo(()), "names nothing"),
         (lambda: TimeTo("press"), r"\('press',\)"),  # type: ignore[arg-type]

@@ -154,6 +154,8 @@ class Loader:
         """
         cursor = Cursor.from_dict(state)
         self.order.check(cursor)
+        if cursor.n_batches == len(self):  # as who counts the batches alone says of a whole epoch
+            cursor = Cursor(cursor.fingerprint, cursor.epoch + 1)
         self._cursor, self._is_loaded = cursor, True
 
 

@@ -6,6 +6,7 @@ the samples. It decides how numbers of windows become a ``Batch``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -141,6 +142,21 @@ class Windows:
         """
         return Windows(self.store, self.index.with_targets(np.asarray(values), tuple(classes)))
 
+    def take(self, keep: NDArray[np.bool_] | Sequence[bool]) -> Windows:
+        """Give some of the windows, numbered anew.
+
+        Parameters
+        ----------
+        keep
+            (window,) True for those to keep.
+
+        Raises
+        ------
+        InputError
+            If it is not one boolean per window.
+        """
+        return Windows(self.store, self.index.take(np.asarray(keep)))
+
     def split(self, split: Split) -> SplitWindows:
         """Part the windows into training, validation and test.
 
@@ -179,10 +195,11 @@ class Windows:
         StoreDamaged
             If a file of the store is missing or cut short.
         """
-        wanted = np.array(numbers, np.int64)  # a copy, which the batch may keep
-        if not len(wanted):
+        given = np.asarray(numbers)
+        if not len(given):
             return _no_rows(self.read([0]))
-        located = self.index.locate(wanted)
+        located = self.index.locate(given)
+        wanted = given.astype(np.int64)  # a copy, which the batch may keep
         signals = {
             name: torch.from_numpy(self._reader.read(located, name)) for name in self.index.spec.signals
         }
@@ -399,6 +416,14 @@ class Windows:
         if self.index.task is None:
             raise InputError("These windows have no target. Give one, or use with_targets(values).")
         return len(self.classes) or 1
+
+    @property
+    def n_target_values(self) -> int:
+        """Values of the target signal in all windows, at most; 0 where the target is no signal."""
+        if self.target_signal is None:
+            return 0
+        n_samples = sum(int(located.lengths[self.target_signal].sum()) for _, located in self._chunks())
+        return n_samples * max(math.prod(stored.sample_shape) for stored in self._forms(self.target_signal))
 
     def batch_bytes(self, n_windows: int) -> tuple[int, int]:
         """Predict the most that a batch takes, and the buffers beside it while it is read.

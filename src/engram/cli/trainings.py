@@ -69,6 +69,8 @@ def _trained(recipe: Any, folder: Path, *, show_lines: bool) -> Ledger:
     try:
         return train(recipe, folder, progress=_epoch_lines() if show_lines else None).ledger
     except (MemoryExceeded, DoesNotFit) as error:
+        if isinstance(error, DoesNotFit) and error.resource != "memory":
+            raise
         typer.echo(f"engram: {error}", err=True)
         raise typer.Exit(_OUT_OF_MEMORY) from error
 
@@ -112,14 +114,18 @@ def _show_ledger(ledger: Ledger, folder: Path) -> None:
 
 
 def _facts(ledger: Ledger) -> list[tuple[str, str]]:
+    from engram.windows.admission import OF_RECORDINGS
+
     refused = {**ledger.data.get("refused", {}), **ledger.data.get("unused", {})}
-    named = ", ".join(f"{n:,} {reason}" for reason, n in refused.items() if n)
+    whole = ", ".join(f"{n:,} {reason}" for reason, n in refused.items() if n and reason in OF_RECORDINGS)
+    named = ", ".join(f"{n:,} {reason}" for reason, n in refused.items() if n and reason not in OF_RECORDINGS)
     rows = [("store", format_bytes(int(ledger.data.get("store_bytes", 0))))]
     for side in ledger.sides:
         people = count(side.n_subjects, "subject")
         rows.append((f"{side.side} windows", f"{side.n_windows:,} of {people}"))
     return [
         *rows,
+        ("recordings left out", whole or "none"),
         ("windows left out", named or "none"),
         ("memory at its peak", format_bytes(ledger.peak_bytes)),
         ("memory allowed", format_bytes(ledger.allowed_bytes)),

@@ -9,7 +9,7 @@ pickled at all), so large arrays are best prepared in one process.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -83,6 +83,7 @@ class ArraySignal:
     (trial, voxel), ..."""
     rate_hz: float
     """Samples per second; 1.0 for trials without a clock."""
+    _: KW_ONLY
     start_s: float = 0.0
     """Time of the first sample on the recording's clock."""
     axes: tuple[str, ...] = ()

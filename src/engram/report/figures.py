@@ -374,7 +374,7 @@ def _plot_epochs(
     from matplotlib.ticker import MaxNLocator
 
     style: dict[str, Any] = {"marker": "o", "ms": 3.5} if len(epochs) <= 30 else {}
-    numbers = [line.epoch for line in epochs]
+    numbers = [line.epoch + 1 for line in epochs]
     axes.plot(
         numbers,
         [math.nan if value is None else value for value in values],
@@ -385,7 +385,7 @@ def _plot_epochs(
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(epochs) == 1:
-        axes.set_xlim(epochs[0].epoch - 0.9, epochs[0].epoch + 0.9)
+        axes.set_xlim(numbers[0] - 0.9, numbers[0] + 0.9)
 
 
 def _mark_best(axes: Axes, ledger: Ledger, *, line: bool = True) -> None:
@@ -394,9 +394,11 @@ def _mark_best(axes: Axes, ledger: Ledger, *, line: bool = True) -> None:
     if at is None:
         return
     if line:
-        axes.axvline(at.epoch, ls=":", lw=1.2, color=_COLOURS["ink"], label=f"best epoch ({at.epoch})")
+        axes.axvline(
+            at.epoch + 1, ls=":", lw=1.2, color=_COLOURS["ink"], label=f"best epoch ({at.epoch + 1})"
+        )
     elif at.valid_score is not None:
-        axes.plot(at.epoch, at.valid_score, "o", ms=9, mew=1.4, mfc="none", color=_COLOURS["ink"])
+        axes.plot(at.epoch + 1, at.valid_score, "o", ms=9, mew=1.4, mfc="none", color=_COLOURS["ink"])
 
 
 def _plot_chance(axes: Axes, chance: float) -> None:

@@ -253,7 +253,7 @@ def _facts(ledger: Ledger) -> Iterator[tuple[str, str]]:
     """Yield the figures of a training that people ask for first."""
     if ledger.sides:
         yield "windows", f"{sum(line.n_windows for line in ledger.sides):,}"
-    best = "" if ledger.best_epoch is None else f", best {ledger.best_epoch}"
+    best = "" if ledger.best_epoch is None else f", best {ledger.best_epoch + 1}"
     yield "epochs", f"{len(ledger.epochs)}{best}"
     if ledger.n_parameters:
         yield "parameters", f"{ledger.n_parameters:,}"

@@ -371,7 +371,10 @@ def _nrmse(sums: _Sums) -> NDArray[np.float64]:
 def _pearson_r(sums: _Sums) -> NDArray[np.float64]:
     n = _row(sums, _N)
     covariance = _row(sums, _BOTH) / n - _row(sums, _TRUE) * _row(sums, _GUESS) / n**2
-    return _mean(covariance / np.sqrt(_variance(sums) * _variance(sums, _GUESS, _GUESS2)))
+    true, guess = _variance(sums), _variance(sums, _GUESS, _GUESS2)
+    # As in training: a constant output is left out, a constant prediction counts 0.
+    r = np.where((true > 0) & (guess > 0), covariance / np.sqrt(true * guess), 0.0)
+    return np.asarray(r.sum(axis=-1) / (true > 0).sum(axis=-1))
 
 
 def _accuracy(sums: _Sums) -> NDArray[np.float64]:

@@ -293,7 +293,7 @@ def _training_row(ledger: Ledger, folder: str) -> tuple[str, ...]:
         number(score.value) if score else "no score",
         number(score.chance) if score else "",
         f"{len(ledger.epochs)}",
-        "" if ledger.best_epoch is None else f"{ledger.best_epoch}",
+        "" if ledger.best_epoch is None else f"{ledger.best_epoch + 1}",
         format_duration(ledger.duration_s),
         format_bytes(ledger.peak_bytes),
         number(ledger.windows_per_s) if ledger.epochs else "",

@@ -20,7 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +40,7 @@ from engram.batches.batch import Batch
 from engram.batches.windows import SplitWindows, Windows
 from engram.errors import InputError
 from engram.ledger import LEDGER, PREDICTIONS, EpochLine, Ledger, Score, SideLine
+from engram.store.writer import disk_errors
 from engram.training.data import TrainingData, evaluation_loader
 from engram.training.learner import Evaluator, Learner
 from engram.training.metrics import Task, default_metrics, find_metric, score_predictions
@@ -164,7 +165,10 @@ def fit(
         If memory passed ``memory``, or ``memory_share`` of the limit that binds. A checkpoint was
         written.
     DoesNotFit
-        If the loader does not fit beside what the process holds already.
+        If the loader does not fit beside what the process holds already; with ``resource="disk"``, if
+        the disk is full: the checkpoint before is kept.
+    StoreNotWritable
+        If the folder cannot be written.
     KeyboardInterrupt
         After SIGINT. A checkpoint was written.
     SystemExit
@@ -221,7 +225,9 @@ def _train(course: _Course, settings: FitSettings, folder: Path) -> None:
         trainer.fit(course.learner, datamodule=data)
     except _Asked:
         assert course.signals is not None
-        if course.signals.received is not None and course.signals.received.name == "SIGTERM":
+        name = "" if course.signals.received is None else course.signals.received.name
+        course.tell(f"stopped by {name}; a checkpoint is written, and the same call goes on from it")
+        if name == "SIGTERM":
             sys.exit(128 + 15)  # what a shell shows of a process that SIGTERM ended
         raise KeyboardInterrupt from None
     except SystemExit as error:
@@ -293,7 +299,7 @@ class _Course(Callback):
         self.signals: SignalWatch | None = None
         self._progress = progress
         self._found: dict[str, Any] | None = None
-        self._train_targets = train_targets(sides.train, order)
+        self._train_targets = train_targets(sides.train)
         self._stack = ExitStack()
         self._memory: MemoryWatch | None = None
         self._clock = 0.0
@@ -309,6 +315,8 @@ class _Course(Callback):
         if not resume:
             raise InputError(f"{self.folder} already holds a training. Name another folder, or resume it.")
         found = read_checkpoint(self.last)
+        if "trained_with" not in found:
+            raise InputError(f"{self.last} holds weights alone, nothing to go on from. Restore it.")
         check_same(found["trained_with"], self._trained_with(), self.folder)
         cursor = found["cursor"]
         self.learner.epoch, self.learner.n_batches = cursor["epoch"], cursor["n_batches"]
@@ -353,7 +361,7 @@ class _Course(Callback):
         else:
             self._restore(trainer, self._found)
             self._found = None  # its tensors are copied: free them
-            self.tell(f"resumed at epoch {self.learner.epoch}, batch {self.learner.n_batches}")
+            self.tell(f"resumed in epoch {self.learner.epoch + 1}, after batch {self.learner.n_batches}")
         self._read_memory()
         self._heed(trainer)
         if self.history.stopped:
@@ -460,7 +468,7 @@ class _Course(Callback):
         self._read_memory()
         # With several processes, the others would wait for one that stops before they have met.
         if self._memory.is_exceeded and self.settings.devices == 1:
-            raise self._memory.error("before the first step, with little more than PyTorch loaded")
+            raise self._memory.error("before it began, with little more than PyTorch loaded")
 
     def _read_memory(self) -> None:
         assert self._memory is not None
@@ -486,7 +494,7 @@ class _Course(Callback):
         if by_memory:
             step = self.learner.n_steps
             self._memory.used_bytes = max(self._gather(self._memory.used_bytes))
-            raise self._memory.error(f"after optimizer step {step}, in epoch {self.learner.epoch}")
+            raise self._memory.error(f"after optimizer step {step}, in epoch {self.learner.epoch + 1}")
         raise _Asked
 
     def _heed_between(self, trainer: Trainer) -> None:
@@ -507,7 +515,7 @@ class _Course(Callback):
         train_loss = sum(self._gather(learner.loss_sum)) / learner.n_windows
         if not math.isfinite(train_loss):
             raise InputError(
-                f"The training loss of epoch {learner.epoch} is {train_loss}. Lower learning_rate (now "
+                f"The training loss of epoch {learner.epoch + 1} is {train_loss}. Lower learning_rate (now "
                 f"{settings.learning_rate}), or use precision='32-true'."
             )
         valid_loss, valid_score = self._validate(trainer)
@@ -600,11 +608,15 @@ class _Course(Callback):
                 scores += self._scores(side, predictions, self.metrics)
                 tables.append(predictions_table(windows, side, predictions))
                 notes += _notes(side, windows, predictions)
+                self._read_memory()  # a target signal of a million values is at its most here
         self._tick(trains=False)
         if self._rank == 0:
-            if tables:
-                write_table(self.folder / PREDICTIONS, pa.concat_tables(tables, promote_options="default"))
-            self._ledger(tuple(scores), tuple(notes), trainer).write(self.folder)
+            with disk_errors(self.folder):
+                if tables:
+                    write_table(
+                        self.folder / PREDICTIONS, pa.concat_tables(tables, promote_options="default")
+                    )
+                self._ledger(tuple(scores), tuple(notes), trainer).write(self.folder)
         trainer.strategy.barrier()
 
     def _ledger(self, scores: tuple[Score, ...], notes: tuple[str, ...], trainer: Trainer) -> Ledger:
@@ -645,6 +657,10 @@ class _Course(Callback):
 
 def _notes(side: str, windows: Windows, predictions: Predictions) -> list[str]:
     notes = []
+    if not windows.classes and windows.target_signal is None and np.ptp(predictions.target) == 0:
+        notes.append(f"{side}: every window has the same target, so that nRMSE and r are not defined.")
+    if windows.classes and len(np.unique(predictions.target)) == 1:
+        notes.append(f"{side}: every window is of one class; the score is over that class alone.")
     if predictions.values_per_kept > 1:
         notes.append(f"{side}: scored on every {predictions.values_per_kept}th value of the target signal.")
     if windows.target_signal is not None and predictions.target.shape[1] == 1:
@@ -741,12 +757,20 @@ def _as_it_was() -> Iterator[None]:
 @contextmanager
 def _locked(folder: Path, settings: FitSettings) -> Iterator[None]:
     """Let one training at a time into a folder; its further processes belong to the first."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file. Name a folder.")
     is_first = settings.devices == 1 or getattr(rank_zero_only, "rank", 0) == 0
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
     try:
-        with filelock.FileLock(folder / ".lock", timeout=0) if is_first else nullcontext():
-            yield
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if is_first:
+                lock.acquire()
     except filelock.Timeout:
         raise InputError(
             f"Another process trains in {folder}. Wait for it, or name another folder."
         ) from None
+    try:
+        yield
+    finally:
+        lock.release()

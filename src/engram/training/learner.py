@@ -355,7 +355,7 @@ class Learner(LightningModule):
         """
         if not len(batch):
             raise InputError(
-                f"Batch {self.n_batches} of epoch {self.epoch} has {batch.n_global} windows for "
+                f"Batch {self.n_batches} of epoch {self.epoch + 1} has {batch.n_global} windows for "
                 f"{self.trainer.world_size} processes. Use fewer devices, or another mode."
             )
         _, losses = self.evaluate(batch, self._windows)
@@ -427,8 +427,9 @@ class Learner(LightningModule):
         named = ", ".join(str(number) for number in self._not_finite[:8])
         more = f" and {len(self._not_finite) - 8} more" if len(self._not_finite) > 8 else ""
         where = f"at windows {named}{more}" if named else "while no loss of this process's windows was"
+        step = f"optimizer step {self.n_steps + 1} (epoch {self.epoch + 1})"
         return InputError(
-            f"The {what} is not finite at optimizer step {self.n_steps + 1} (epoch {self.epoch}), {where}. "
+            f"The {what} is not finite at {step}, {where}. "
             f"Lower learning_rate (now {self.settings.learning_rate}), or look at these windows."
         )
 
@@ -441,7 +442,11 @@ def _schedule(
     if settings.scheduler == "plateau":
         return lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=3)
     if settings.scheduler == "onecycle":
-        return lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=n_steps + 1)
+        # As in PyTorch it moves Adam's first beta too; the momentum of SGD is told, and stays.
+        moves_beta = settings.optimizer != "sgd"
+        return lr_scheduler.OneCycleLR(
+            optimizer, settings.learning_rate, total_steps=n_steps + 1, cycle_momentum=moves_beta
+        )
     n_warmup = round(settings.warmup_epochs * steps_per_epoch)
     if settings.scheduler == "constant" and not n_warmup:
         return None
@@ -449,7 +454,8 @@ def _schedule(
     def factor(step: int) -> float:
         if step < n_warmup:
             return (step + 1) / (n_warmup + 1)
-        done = (step - n_warmup) / (n_steps - n_warmup)
+        # A warm-up of nearly all epochs may round to all steps: of none that follow, none is done.
+        done = (step - n_warmup) / max(1, n_steps - n_warmup)
         if settings.scheduler == "cosine":
             return (1 + math.cos(math.pi * done)) / 2
         return 1 - done if settings.scheduler == "linear" else 1.0

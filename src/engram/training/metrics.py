@@ -173,6 +173,15 @@ def _roc_auc(target: _Array, prediction: _Array) -> float:
     return float(np.mean([area(target == number, prediction[:, number]) for number in occurring]))
 
 
+def _balanced_guess(target: _Array, train_target: _Array, n_classes: int) -> float:
+    """Score guessing among all classes, or the commonest class, whichever is better.
+
+    The latter is where classes do not occur in the target: of three, one of two that do gets half.
+    """
+    commonest = _commonest_class(_balanced_accuracy)(target, train_target, n_classes)
+    return max(1.0 / n_classes, 0.0 if math.isnan(commonest) else commonest)
+
+
 def _commonest_class(
     score: Callable[[_Array, _Array], float],
 ) -> Callable[[_Array, _Array, int], float]:
@@ -199,13 +208,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             Metric("mae", "regression", False, _mae, _guess(_mae, np.median)),
             Metric("r2", "regression", True, _r2, _guess(_r2, np.mean)),
             Metric("pearson_r", "regression", True, _pearson_r, lambda *_: 0.0),
-            Metric(
-                "balanced_accuracy",
-                "classification",
-                True,
-                _balanced_accuracy,
-                lambda _target, _train, n_classes: 1.0 / n_classes,
-            ),
+            Metric("balanced_accuracy", "classification", True, _balanced_accuracy, _balanced_guess),
             Metric("accuracy", "classification", True, _accuracy, _commonest_class(_accuracy)),
             Metric("f1_macro", "classification", True, _f1_macro, _commonest_class(_f1_macro)),
             Metric("roc_auc", "classification", True, _roc_auc, lambda *_: 0.5),
@@ -301,6 +304,9 @@ def score_predictions(  # noqa: PLR0917 - who, whose, what; then target before p
             for values in (target, prediction, train_target)
         )
         fits = prediction.shape == target.shape
+        if train_target.shape[1] != target.shape[1]:
+            # Other people's sessions have other units: what all outputs have in common is their mean.
+            train_target = train_target.reshape(-1, 1)
     else:
         fits = target.ndim == 1 and prediction.ndim == 2 and len(prediction) == len(target)
     if not fits:

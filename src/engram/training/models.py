@@ -22,7 +22,8 @@ from torch import nn
 from engram.batches.batch import Batch
 from engram.batches.windows import SplitWindows, Windows
 from engram.errors import DoesNotFit, InputError, MissingExtra
-from engram.units import parse_bytes
+from engram.memory import Budget, read_usage
+from engram.units import format_bytes, parse_bytes
 
 __all__ = ["RidgeFit", "RidgeSettings", "build_model", "fit_ridge", "model_names"]
 
@@ -48,7 +49,9 @@ def model_names() -> tuple[str, ...]:
     return tuple(sorted(_model_classes()))
 
 
-def build_model(name: str, windows: Windows, arguments: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
+def build_model(
+    name: str, windows: Windows, arguments: Mapping[str, Any] | None = None, *, seed: int = 0
+) -> nn.Module:
     """Build a network that fits windows.
 
     Parameters
@@ -100,7 +103,7 @@ def build_model(name: str, windows: Windows, arguments: Mapping[str, Any], *, se
     torch.Size([3, 1])
     """
     model_class = _model_class(name)
-    checked = _checked_arguments(name, model_class, arguments)
+    checked = _checked_arguments(name, model_class, arguments or {})
     facts = _window_facts(name, windows)
     n_chans, n_times, n_outputs = facts["n_chans"], facts["n_times"], facts["n_outputs"]
     shown = f"windows of {n_chans} channels and {n_times} samples at {facts['sfreq']:g} Hz"
@@ -228,6 +231,11 @@ def _window_facts(name: str, windows: Windows) -> dict[str, Any]:
             f"{name} reads one signal, these windows have {', '.join(windows.inputs)}. "
             "Ask for windows of one signal, or train a network of your own with engram.fit."
         )
+    if windows.target_signal is not None:
+        raise InputError(
+            f"{name} predicts one row of outputs per window, and the target is the signal "
+            f"{windows.target_signal!r}. Train a network of your own with engram.fit."
+        )
     channels = _channels(windows)
     facts: dict[str, Any] = {
         "n_chans": windows.n_chans,
@@ -286,7 +294,8 @@ class RidgeSettings:
     n_bins: int = 10
     """Stretches of equal length that a window is averaged in, per channel; fewer than its samples."""
     memory: int | str = "256 MB"
-    """What fitting may hold, as bytes or text; more training windows than fit are left out by chance."""
+    """What fitting may hold at most, as bytes or text; more training windows than fit are left out by
+    chance."""
     seed: int = 0
     """Decides which are left out."""
 
@@ -317,7 +326,9 @@ class RidgeFit:
     """All that in words."""
 
 
-def fit_ridge(sides: SplitWindows, settings: RidgeSettings | None = None) -> RidgeFit:
+def fit_ridge(
+    sides: SplitWindows, settings: RidgeSettings | None = None, *, memory: int | str | None = None
+) -> RidgeFit:
     """Fit a ridge regression on coarse averages of the training windows, and predict the other sides.
 
     Each window is averaged in ``n_bins`` stretches of equal length per channel, every feature is
@@ -331,18 +342,21 @@ def fit_ridge(sides: SplitWindows, settings: RidgeSettings | None = None) -> Rid
         Training windows with a target, and the sides to predict.
     settings
         What it sees and may take; None for the defaults.
+    memory
+        What the whole process may hold, as bytes or text; None: 80 % of what there is. Where that
+        leaves less than ``settings.memory``, the half of it is taken, or a quarter, and so on.
 
     Returns
     -------
     RidgeFit
-        Predictions, and what they rest on. The same for the same windows and settings.
+        Predictions, and what they rest on. The same for the same windows, settings and memory taken.
 
     Raises
     ------
     InputError
         If the windows have no target, or hold values that are not finite.
     DoesNotFit
-        If so few windows fit in ``memory`` that a fit says nothing.
+        If so few windows fit in memory that a fit says nothing.
     MissingExtra
         If scikit-learn is not installed.
 
@@ -376,14 +390,15 @@ def fit_ridge(sides: SplitWindows, settings: RidgeSettings | None = None) -> Rid
     first = train.read([0])
     n_features = _features(first, settings.n_bins).shape[1]
     n_outputs = _targets(first, n_classes).shape[1]
-    numbers = _drawn(len(train), n_features + n_outputs, settings)
+    ridge = _scaled_ridge()  # scikit-learn is part of what the process holds
+    taken_bytes = _taken_bytes(settings, memory)
+    numbers = _drawn(len(train), n_features + n_outputs, taken_bytes, settings.seed)
     x, y = np.empty((len(numbers), n_features)), np.empty((len(numbers), n_outputs))
     for rows, batch in _chunks(train, numbers):
         targets = _targets(batch, n_classes)
         if targets.shape[1] != n_outputs:
             raise InputError("The targets are signals of differing lengths. Leave the ridge out.")
         x[rows], y[rows] = _features(batch, settings.n_bins), targets
-    ridge = _scaled_ridge()
     ridge.fit(x, y, ridgecv__sample_weight=_class_weights(y) if n_classes else None)
     del x, y
     predictions = {
@@ -394,7 +409,9 @@ def fit_ridge(sides: SplitWindows, settings: RidgeSettings | None = None) -> Rid
     if n_classes:
         predictions = {side: _as_shares(values) for side, values in predictions.items()}
     alpha = float(ridge[-1].alpha_)
-    left_out = f" of {len(train):,}, drawn to fit {settings.memory}" if len(numbers) < len(train) else ""
+    left_out = (
+        f" of {len(train):,}, drawn to fit {format_bytes(taken_bytes)}" if len(numbers) < len(train) else ""
+    )
     note = (
         f"The ridge saw {n_features:,} features (averages in {settings.n_bins} stretches) of "
         f"{len(numbers):,} training windows{left_out}; alpha {alpha:g} by leave-one-out."
@@ -402,22 +419,33 @@ def fit_ridge(sides: SplitWindows, settings: RidgeSettings | None = None) -> Rid
     return RidgeFit(predictions, len(numbers), n_features, alpha, note)
 
 
-def _drawn(n_windows: int, n_values: int, settings: RidgeSettings) -> NDArray[np.int64]:
+def _taken_bytes(settings: RidgeSettings, memory: int | str | None) -> int:
+    """Halve what fitting may hold until it fits beside what the process holds.
+
+    All that is left would be another figure at every call, and with it another ridge.
+    """
+    left_bytes = Budget.of(memory).allowed_bytes - read_usage().unreclaimable_bytes
+    taken_bytes = parse_bytes(settings.memory)
+    while taken_bytes > max(0, left_bytes):
+        taken_bytes //= 2
+    return taken_bytes
+
+
+def _drawn(n_windows: int, n_values: int, allowed_bytes: int, seed: int) -> NDArray[np.int64]:
     """Draw as many training windows as fit, sorted: (window,) int64."""
     window_bytes = n_values * 8 * _VALUES_PER_WINDOW
-    allowed_bytes = parse_bytes(settings.memory)
     n_fitting = allowed_bytes // window_bytes
     if n_fitting >= n_windows:
         return np.arange(n_windows)
     if n_fitting < _FEWEST_WINDOWS:
         raise DoesNotFit(
             f"A ridge on {n_values:,} features and outputs per window, for {_FEWEST_WINDOWS} windows. "
-            "Use a smaller n_bins, or leave the ridge out",
+            "Give more memory, or leave the ridge out",
             resource="memory",
             needed_bytes=_FEWEST_WINDOWS * window_bytes,
             allowed_bytes=allowed_bytes,
         )
-    draw = np.random.default_rng(settings.seed)
+    draw = np.random.default_rng(seed)
     return np.sort(draw.choice(n_windows, n_fitting, replace=False))
 
 
@@ -425,7 +453,7 @@ def _chunks(windows: Windows, numbers: NDArray[np.int64]) -> Iterator[tuple[slic
     """Read windows a few megabytes at a time, with the rows that they are."""
     if not len(numbers):
         return
-    n_rows = max(1, _CHUNK_BYTES // windows.read(numbers[:1]).n_bytes)
+    n_rows = max(1, _CHUNK_BYTES // windows.batch_bytes(1)[0])
     for start in range(0, len(numbers), n_rows):
         part = numbers[start : start + n_rows]
         yield slice(start, start + len(part)), windows.read(part)

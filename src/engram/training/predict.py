@@ -26,7 +26,6 @@ from engram.batches.loader import Loader
 from engram.batches.windows import Windows
 from engram.training.learner import Evaluator, evaluating
 from engram.training.settings import Precision
-from engram.windows.order import Order
 
 __all__ = ["Predictions", "autocast", "predict", "predictions_table", "train_targets", "write_table"]
 
@@ -35,8 +34,8 @@ _MOST_COLUMNS = 64
 _MOST_VALUES = 1 << 21
 """Values of target signals that are kept of a side: 16 MiB with their predictions, and up to ten times
 that while they are sorted, scored and described."""
-_TRAIN_BATCHES = 16
-"""Batches from which the mean of a target signal is taken, for its chance level."""
+_TRAIN_WINDOWS = 1024
+"""Windows from which the mean of a target signal is taken, for its chance level."""
 
 _Part: TypeAlias = tuple[NDArray[np.int64], NDArray[Any], NDArray[np.float32], float]
 """Numbers, targets, predictions, and the sum of the losses."""
@@ -106,7 +105,7 @@ def predict(
     InputError
         If an output does not fit its target.
     """
-    n_kept = _values_per_kept(loader)
+    n_kept = _values_per_kept(loader.windows.n_target_values)
     parts: list[_Part] = []
     with evaluating(evaluator.network), autocast(precision, device):
         for batch in loader:
@@ -142,13 +141,9 @@ def _joined(
     )
 
 
-def _values_per_kept(loader: Loader) -> int:
-    """Count how many values of a target signal one is kept of, so that a side stays within bounds."""
-    if loader.windows.target_signal is None:
-        return 1
-    y = loader.windows.read([0]).y
-    assert y is not None
-    return max(1, -(-y.numel() * len(loader.windows) // _MOST_VALUES))
+def _values_per_kept(n_values: int) -> int:
+    """Say of how many values of target signals one is kept, so that a side stays within bounds."""
+    return max(1, -(-n_values // _MOST_VALUES))
 
 
 def _part(evaluator: Evaluator, batch: Batch, windows: Windows, n_kept: int) -> _Part:
@@ -163,14 +158,32 @@ def _part(evaluator: Evaluator, batch: Batch, windows: Windows, n_kept: int) -> 
         return numbers, batch.y.cpu().numpy(), output.float().softmax(1).cpu().numpy(), loss
     if evaluator.signal is None:
         return numbers, batch.y.cpu().numpy(), output.float().cpu().numpy(), loss
-    lengths = batch.lengths[evaluator.signal]
-    rows, target = _sample_rows(batch.y, lengths, batch.y_time_axis, n_kept)
-    _, prediction = _sample_rows(output.float(), lengths, batch.y_time_axis, n_kept)
+    rows, target = _kept_rows(batch, evaluator.signal, batch.y, n_kept)
+    _, prediction = _kept_rows(batch, evaluator.signal, output.float(), n_kept)
     return numbers[rows], target, prediction, loss
 
 
+def _kept_rows(
+    batch: Batch, signal: str, values: Tensor, n_kept: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Lay a target signal, or what was predicted of it, out as rows, and keep the same rows of both."""
+    rows, kept = _sample_rows(values, batch.lengths[signal], batch.y_time_axis)
+    chosen = _one_of_each(n_kept, len(rows), seed=int(batch.numbers[0]))
+    return rows[chosen], kept[chosen]
+
+
+def _one_of_each(n_kept: int, n_rows: int, seed: int) -> NDArray[np.int64]:
+    """Choose one of every so many rows, each time at another place.
+
+    At the same place every time, of 128 units and one value in 128 it would always be the first unit.
+    """
+    starts = np.arange(0, n_rows, n_kept)
+    places = np.random.default_rng(seed).integers(np.minimum(n_kept, n_rows - starts))
+    return np.asarray(starts + places)
+
+
 def _sample_rows(
-    values: Tensor, lengths: Tensor, time_axis: int, n_kept: int
+    values: Tensor, lengths: Tensor, time_axis: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Lay a signal out as one row per measured sample and one column per unit.
 
@@ -185,18 +198,17 @@ def _sample_rows(
     rows, kept = window, time_first[window, sample].float()
     if kept.shape[1] > _MOST_COLUMNS:
         rows, kept = rows.repeat_interleave(kept.shape[1]), kept.reshape(-1, 1)
-    return rows[::n_kept].cpu().numpy(), kept[::n_kept].cpu().numpy()
+    return rows.cpu().numpy(), kept.cpu().numpy()
 
 
-def train_targets(windows: Windows, order: Order) -> NDArray[Any]:
+def train_targets(windows: Windows) -> NDArray[Any]:
     """Collect the training targets, which chance levels are computed from.
 
     Parameters
     ----------
     windows
-        The training side.
-    order
-        Of its batches. Of a target that is a signal, the first batches are taken, not all.
+        The training side. Of a target that is a signal, a thousand windows from the first to the last
+        are taken, not all.
 
     Returns
     -------
@@ -207,13 +219,14 @@ def train_targets(windows: Windows, order: Order) -> NDArray[Any]:
         targets = windows.index.targets(np.arange(len(windows)))
         assert targets is not None
         return targets if windows.classes else targets.reshape(-1, 1)
+    step = -(-len(windows) // _TRAIN_WINDOWS)
+    n_kept = _values_per_kept(windows.n_target_values // step)
     parts: list[_Part] = []
-    for number in range(min(_TRAIN_BATCHES, order.n_batches)):
-        batch = windows.read(order.batch(0, number))
+    # One at a time: no batch was planned for yet.
+    for number in range(0, len(windows), step):
+        batch = windows.read([number])
         assert batch.y is not None
-        n_kept = max(1, -(-batch.y.numel() * _TRAIN_BATCHES // _MOST_VALUES))
-        lengths = batch.lengths[windows.target_signal]
-        rows, target = _sample_rows(batch.y, lengths, batch.y_time_axis, n_kept)
+        rows, target = _kept_rows(batch, windows.target_signal, batch.y, n_kept)
         parts.append((batch.numbers.numpy()[rows], target, target, 0.0))
     return _joined(parts, len(windows), 1).target
 
@@ -269,8 +282,12 @@ def write_table(path: Path, table: pa.Table) -> None:
         What is in it.
     """
     temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        pq.write_table(table, file, write_page_checksum=True)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            pq.write_table(table, file, write_page_checksum=True)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -21,7 +21,7 @@ from engram.errors import InputError
 from engram.training.settings import FitSettings
 from engram.windows.spec import EventWindows, FixedWindows
 from engram.windows.splits import Split
-from engram.windows.targets import EventColumn, RecordingColumn, SignalTarget, Target, TimeTo
+from engram.windows.targets import EventColumn, RecordingColumn, Target, TimeTo
 
 __all__ = ["ModelTable", "Recipe", "TargetTable", "WindowsTable", "read_recipe"]
 
@@ -59,7 +59,11 @@ class WindowsTable(_Choice):
 
 
 class TargetTable(_Choice):
-    """What is predicted: exactly one of the four."""
+    """What is predicted: exactly one of the three.
+
+    A signal is predicted from Python, by ``engram.fit``: the networks that a recipe can name give one
+    row of outputs per window.
+    """
 
     recording: RecordingColumn | None = None
     """A column of participants.tsv or another descriptive field: ``[target.recording]``."""
@@ -67,8 +71,6 @@ class TargetTable(_Choice):
     """A column of the window's own event: ``[target.event]``."""
     time_to: TimeTo | None = None
     """Seconds from the anchor to another event: ``[target.time_to]``."""
-    signal: SignalTarget | None = None
-    """A signal of the window, such as spike counts: ``[target.signal]``."""
 
 
 class ModelTable(_Table):

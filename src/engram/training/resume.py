@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 
 from engram.errors import InputError
 from engram.ledger import EpochLine, MemoryLine
+from engram.store.writer import disk_errors
 
 __all__ = ["History", "check_same", "get_rng", "read_checkpoint", "set_rng", "write_checkpoint"]
 
@@ -133,13 +135,29 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         The file; its folder exists.
     content
         Tensors, numbers, text, and lists and dicts of them.
+
+    Raises
+    ------
+    DoesNotFit
+        If the disk is full.
+    StoreNotWritable
+        If it refuses to be written.
     """
     temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save({"version": _VERSION, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"version": _VERSION, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        # A full disk fails PyTorch's writer a second time, when it closes the archive, with words of its own.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, OSError):
+            raise
+        with disk_errors(path):
+            raise cause from None
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -156,6 +174,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         If it cannot be read, or is of another version.
     """
     try:
+        _check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
@@ -167,6 +186,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("version") != _VERSION:
         raise InputError(f"{path} is no checkpoint that this Engram reads. Use the Engram that wrote it.")
     return content
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the checksums that PyTorch writes and does not read: a flipped bit would be another weight."""
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"{damaged} has another checksum")
 
 
 def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:

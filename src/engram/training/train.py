@@ -32,7 +32,7 @@ from engram.training.models import build_model, fit_ridge
 from engram.training.predict import Predictions, predict, predictions_table, train_targets
 from engram.training.recipe import Recipe
 from engram.training.resume import read_checkpoint
-from engram.windows.targets import SignalTarget, Target, TimeTo
+from engram.windows.targets import EventColumn, RecordingColumn, Target
 
 __all__ = ["Evaluation", "evaluate", "predict_windows", "start_at_mean", "train"]
 
@@ -86,7 +86,7 @@ def train(
         sides = _split(recipe, store)
         seed = recipe.training.seed
         network = build_model(recipe.model.name, sides.train, recipe.model.arguments, seed=seed)
-        if not sides.train.classes and sides.train.target_signal is None:
+        if not sides.train.classes:
             start_at_mean(network, train_targets(sides.train))
         fitted = fit(network, sides, folder, recipe.training, name=recipe.name, progress=progress)
         ledger = fitted.ledger
@@ -182,7 +182,7 @@ def evaluate(
             windows = sides[side]
         else:
             target = recipe.target_value
-            if ledger.classes and not isinstance(target, TimeTo | SignalTarget):
+            if isinstance(target, EventColumn | RecordingColumn) and ledger.classes:
                 # Numbered as the network knows them, whichever of them occur here.
                 target = replace(target, classes=ledger.classes)
             windows, side = _windows(recipe, other, target), "other"
@@ -193,8 +193,11 @@ def evaluate(
         )
         seen = train_targets(sides.train)
         scores = score_predictions("network", side, metrics, predictions.target, predictions.prediction, seen)
-        trained, scored = sides.train.index.subjects(), windows.index.subjects()
-        is_shared = not {*trained.values}.isdisjoint(scored.values)
+        # The validation side chose the epoch: its people are not unseen either.
+        seen_by = {name for side in (sides.train, sides.valid) if side for name in _people(side)}
+        is_other = store is not None
+        is_shared = not seen_by.isdisjoint(_people(windows)) if is_other else sides.within_subject
+        is_shared |= side == "train"
         table = predictions_table(windows, side, predictions)
         return Evaluation(scores, table, windows.counts(), is_shared)
 
@@ -214,8 +217,7 @@ def predict_windows(folder: Path | str, store: Path | str, *, memory: int | str 
     Returns
     -------
     Evaluation
-        Without scores; its table has no column ``target``, unless a signal of the windows is the
-        target.
+        Without scores; its table has no column ``target``.
 
     Raises
     ------
@@ -228,8 +230,7 @@ def predict_windows(folder: Path | str, store: Path | str, *, memory: int | str 
     folder = Path(folder)
     ledger, recipe = _told(folder)
     with Store(store) as opened:
-        target = recipe.target_value
-        windows = _windows(recipe, opened, target if isinstance(target, SignalTarget) else None)
+        windows = _windows(recipe, opened, None)
         evaluator = _evaluator(folder, ledger, recipe, windows)
         predictions = _predicted(evaluator, windows, recipe, memory)
         table = predictions_table(windows, "predicted", predictions)
@@ -249,6 +250,10 @@ def _told(folder: Path) -> tuple[Ledger, Recipe]:
     return ledger, recipe.model_copy(update={"store": str(folder / recipe.store)})
 
 
+def _people(windows: Windows) -> set[str | None]:
+    return {*windows.index.subjects().values}
+
+
 def _check_unchanged(ledger: Ledger, sides: SplitWindows, store: str) -> None:
     """Refuse a store that splits otherwise now: who was trained on could be among the tested."""
     found = {side: windows.index.fingerprint for side, windows in sides.items()}
@@ -262,7 +267,7 @@ def _check_unchanged(ledger: Ledger, sides: SplitWindows, store: str) -> None:
 def _evaluator(folder: Path, ledger: Ledger, recipe: Recipe, windows: Windows) -> Evaluator:
     """Build the network for windows of this form, with the best weights."""
     outputs = windows
-    if windows.target_signal is None and windows.index.task is None:
+    if windows.index.task is None:
         # Only their number matters, to the size of the last layer.
         zero = 0 if ledger.classes else 0.0
         outputs = windows.with_targets([zero] * len(windows), ledger.classes)

@@ -109,8 +109,8 @@ class MemoryWatch:
         )
         larger = "with a larger memory" if self._is_told else "under a larger limit"
         return MemoryExceeded(
-            f"The training's memory passed {what} {where}. Everything up to there is saved: train in the "
-            f"same folder again {larger}",
+            f"The training's memory passed {what} {where}. What was trained is saved: train in the same "
+            f"folder again {larger}",
             used_bytes=self.used_bytes,
             allowed_bytes=self.allowed_bytes,
         )

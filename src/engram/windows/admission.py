@@ -31,7 +31,16 @@ from engram.windows.spec import EventWindows, FixedWindows
 from engram.windows.tables import SignalTable, Tables
 from engram.windows.targets import SignalTarget, Target, named_events
 
-__all__ = ["REASONS", "Barred", "WindowRefusal", "check_request", "choose", "judge", "too_short"]
+__all__ = [
+    "OF_RECORDINGS",
+    "REASONS",
+    "Barred",
+    "WindowRefusal",
+    "check_request",
+    "choose",
+    "judge",
+    "too_short",
+]
 
 REASONS = (
     "no signal",
@@ -45,6 +54,9 @@ REASONS = (
     "no target",
 )
 """Every reason to refuse, in the order in which they are asked about."""
+
+OF_RECORDINGS = REASONS[:4]
+"""The reasons for which recordings are refused as a whole."""
 
 _TOO_SHORT, _OUTSIDE, _BAD, _GAP, _NO_TARGET = range(4, 9)
 _ADMITTED = len(REASONS)
@@ -143,9 +155,14 @@ def check_request(tables: Tables, spec: FixedWindows | EventWindows, target: Tar
         there_are = {value for value in tables.fields[name] if value is not None}
         if unknown := [value for value in values if value not in there_are]:
             raise InputError(f"No recording has {name} {_listed(unknown)}. There are: {_listed(there_are)}.")
-    if isinstance(target, SignalTarget) and target.signal not in spec.signals[1:]:
+    if isinstance(target, SignalTarget) and target.signal not in spec.signals:
         raise InputError(
-            f"{target.signal!r} cannot be predicted: it is not beside {spec.signal!r}. Add a Span of it."
+            f"{target.signal!r} cannot be predicted: it is no signal of the windows, which are of "
+            f"{_listed(spec.signals)}. Add a Span of it."
+        )
+    if isinstance(target, SignalTarget) and len(spec.signals) == 1:
+        raise InputError(
+            f"{target.signal!r} is the only signal: nothing is left to predict it from. Add a Span of one."
         )
 
 

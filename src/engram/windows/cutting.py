@@ -96,7 +96,8 @@ class Stretches:
 
     def take(self, keep: NDArray[np.bool_]) -> Stretches:
         """Keep some windows, (window,) bool: as few stretches as there can be."""
-        edges = np.diff(keep.astype(np.int8), prepend=0, append=0)
+        outside = np.zeros(1, np.int8)  # NumPy would make all int64 for the sake of a plain 0
+        edges = np.diff(keep.view(np.int8), prepend=outside, append=outside)
         inner = self.bounds[1:-1]
         joints = inner[keep[inner] & keep[inner - 1]]
         firsts = np.sort(np.concatenate([np.flatnonzero(edges == 1), joints]))

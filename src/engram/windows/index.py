@@ -458,7 +458,10 @@ def _as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):  # refused below
         numbers = values.astype(np.float32)  # a copy: the caller's array stays the caller's
     if n_wrong := int(np.count_nonzero(~np.isfinite(numbers))):
-        raise InputError(f"{n_wrong} targets are no finite numbers. Leave such windows out with take.")
+        raise InputError(
+            f"{n_wrong} targets are no finite numbers. Leave those windows out first: "
+            "windows.take(numpy.isfinite(values))."
+        )
     return numbers
 
 

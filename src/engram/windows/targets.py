@@ -34,10 +34,12 @@ TargetTask: TypeAlias = Literal["regression", "classification"]
 """Numbers, or one of some classes."""
 
 
-def _check_column(task: str, classes: object) -> None:
+def _check_column(task: str, classes: tuple[str, ...]) -> None:
     if task not in get_args(TargetTask):
         raise InputError(f"task={task!r} is unknown. Use 'regression' or 'classification'.")
     check_names("classes", classes)
+    if len(set(classes)) < len(classes):
+        raise InputError(f"classes={classes!r} name one twice. Name each class once.")
     if task == "regression" and classes:
         raise InputError(f"A regression has no classes, not {classes!r}. Use task='classification'.")
 
@@ -49,7 +51,7 @@ class RecordingColumn:
     Raises
     ------
     InputError
-        If the task is unknown, or a regression is given classes.
+        If the task is unknown, a class is named twice, or a regression is given classes.
 
     Examples
     --------
@@ -77,7 +79,7 @@ class EventColumn:
     Raises
     ------
     InputError
-        If the task is unknown, or a regression is given classes.
+        If the task is unknown, a class is named twice, or a regression is given classes.
 
     Examples
     --------
@@ -139,7 +141,7 @@ class TimeTo:
 
 @dataclass(frozen=True, slots=True)
 class SignalTarget:
-    """One of the signals beside the main one: spike counts to be predicted from frames.
+    """One of the windows' signals: spike counts to be predicted from frames.
 
     Examples
     --------
@@ -150,7 +152,7 @@ class SignalTarget:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     signal: str
-    """Name of the signal, one of the windows' ``beside``."""
+    """Name of the signal: the main one, or one ``beside`` it. The others are the input."""
 
 
 Target: TypeAlias = RecordingColumn | EventColumn | TimeTo | SignalTarget
