@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from engram.cli import app, main
+from engram.store.reader import Store
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,8 @@ def test_list_prepare_inspect_verify_tell_one_story(corpus: Path, tmp_path: Path
     assert inspected["recordings"] == prepared["n_prepared"]
     assert sum(row["n_recordings"] for row in inspected["signals"]) == prepared["n_prepared"]
     assert inspected["calls"][0]["steps"]["eeg"] == [{"step": "high_pass", "l_freq": 0.5}]
+    assert inspected["fields"]["subject"] == prepared["n_prepared"]
+    assert sum(inspected["events"].values()) == Store(store).events.num_rows
     assert verified["is_sound"]
 
 
@@ -62,6 +66,9 @@ def test_tables_for_people_name_what_matters(corpus: Path, tmp_path: Path) -> No
         assert words in prepared
     assert "float16" in inspected
     assert "eeg, worst channel:" in inspected
+    assert "events: " in inspected
+    assert "right_buttonPress (" in inspected
+    assert re.search(r"^fields: .*\bage\b.*\btask\b", inspected, re.MULTILINE)
     assert "sound" in run("verify", tmp_path / "store").stdout
 
 

@@ -170,6 +170,27 @@ def test_classes_are_predicted_with_probabilities(store: Store, tmp_path: Path) 
     assert {score.metric for score in fitted.ledger.scores} >= {"balanced_accuracy"}
 
 
+def test_windows_that_teach_nothing_are_refused(store: Store, tmp_path: Path) -> None:
+    """Windows that were not split, have no target, or are all of one class: before anything is written."""
+    windows = store.windows(FixedWindows(signal="eeg", window_size_s=1.0))
+    halves = Split(test=Side(fraction=0.25))
+    network = nn.Linear(1, 1)
+    with pytest.raises(InputError, match=r"windows\.split"):
+        fit(network, windows, tmp_path / "training")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="have no target"):
+        fit(network, windows.split(halves), tmp_path / "training")
+    one = windows.with_targets([0] * len(windows), ("square", "rt"))
+    with pytest.raises(InputError, match="are of the class 'square'"):
+        fit(network, one.split(halves), tmp_path / "training")
+    assert not (tmp_path / "training").exists()
+
+
+def test_a_training_is_shown_in_one_line(sides: SplitWindows, tmp_path: Path) -> None:
+    """What a notebook shows of a training is where it is and how it ended, not its whole ledger."""
+    fitted = train(sides, tmp_path / "training", epochs=1, **CPU)
+    assert repr(fitted) == f"Fitted('{tmp_path / 'training'}': all 1 epochs done)"
+
+
 def test_a_metric_of_the_other_task_is_refused_before_anything_is_written(
     sides: SplitWindows, tmp_path: Path
 ) -> None:

@@ -212,7 +212,7 @@ def test_other_windows_and_another_model_are_refused_by_name(sides: SplitWindows
     with pytest.raises(Killed):
         train(sides, tmp_path, 6)
     store = program["make_store"](tmp_path / "other store", n_samples=550)
-    with pytest.raises(InputError, match=r"windows\.train"):
+    with pytest.raises(InputError, match="other windows on its side train"):
         train(program["make_sides"](store), tmp_path)
     store.close()
     narrow = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(200, 1))
@@ -432,6 +432,8 @@ def test_random_generators_go_on_where_they_were(seed: int, n_draws: int) -> Non
 def test_the_first_field_that_differs_is_named() -> None:
     """Also one that is missing on one side."""
     check_same({"a": 1}, {"a": 1}, Path("folder"))
+    with pytest.raises(InputError, match="folder has other windows on its side train"):
+        check_same({"windows.train": "3f17"}, {"windows.train": "90e3"}, Path("folder"))
     with pytest.raises(InputError, match=r"has b = 2, not None"):
         check_same({"a": 1, "b": 2}, {"a": 1}, Path("folder"))
 

@@ -173,6 +173,20 @@ def test_a_store_that_has_grown_is_not_split_again(moved: Path) -> None:
         evaluate(moved / "training")
 
 
+def test_a_store_that_was_moved_alone_is_asked_back(moved: Path) -> None:
+    """The message tells the training's own store from the one that was named."""
+    other = (moved / "store").rename(moved / "elsewhere")
+    with pytest.raises(StoreMissing, match=r"that .*training was trained on is not at"):
+        evaluate(moved / "training", store=other)
+
+
+def test_an_anchor_that_no_recording_has_is_told(corpus: Path, tmp_path: Path) -> None:
+    """A slip in one of several names leaves windows to train on; the ledger says what it left out."""
+    events = {"signal": "eeg", "anchor": ["square", "sqare"], "trial_duration_s": 1.0}
+    fitted = train(make_recipe(corpus / "store", windows={"events": events}), tmp_path)
+    assert "No recording has an event sqare, which the anchor names." in fitted.ledger.notes
+
+
 def test_windows_of_another_form_are_refused(corpus: Path, tmp_path: Path) -> None:
     """A network of 4 channels is not fed with 5."""
     store = write_store(tmp_path / "wide", n_subjects=2, first=40, n_channels=5)
@@ -230,7 +244,7 @@ def test_a_recipe_that_changed_is_not_gone_on_with(moved: Path) -> None:
         train(Recipe.model_validate(content), moved / "training")
     content = recipe.to_dict()
     content["windows"]["events"]["trial_start_offset_s"] = 0.1
-    with pytest.raises(InputError, match=r"windows\.train"):
+    with pytest.raises(InputError, match="other windows on its side train"):
         train(Recipe.model_validate(content), moved / "training")
 
 

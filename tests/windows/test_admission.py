@@ -74,14 +74,30 @@ def test_only_recordings_that_are_asked_for_are_counted() -> None:
         (FixedWindows(signal="eeg", beside=(Span(signal="stim"),)), "No recording has a signal 'stim'"),
         (replace(WHOLE, where={"tasks": ("rest",)}), "no field 'tasks'. There are: task."),
         (replace(WHOLE, where={"task": ("rest", "nap")}), "No recording has task nap. There are: rest."),
+        (EventWindows(signal="eeg", anchor=("Square",)), "has an event Square. There are: rt, square."),
     ],
 )
-def test_a_name_that_is_not_there_is_named_beside_those_that_are(spec: FixedWindows, said: str) -> None:
-    """A mistyped signal, field or value is an error that lists the right ones."""
-    tables = make_tables({"a": {"eeg": ToySignal()}}, fields={"a": {"task": "rest"}})
+def test_a_name_that_is_not_there_is_named_beside_those_that_are(
+    spec: FixedWindows | EventWindows, said: str
+) -> None:
+    """A mistyped signal, event, field or value is an error that lists the right ones."""
+    events = [{"onset_s": 1.0, "description": name} for name in ("square", "rt")]
+    tables = make_tables({"a": {"eeg": ToySignal()}}, {"a": events}, {"a": {"task": "rest"}})
     with pytest.raises(InputError) as refusal:
         check_request(tables, spec, None)
     assert said in str(refusal.value)
+
+
+def test_one_condition_alone_may_be_there() -> None:
+    """An anchor of several names is not refused where some recording has one of them."""
+    tables = make_tables({"a": {"eeg": ToySignal()}}, {"a": [{"onset_s": 1.0, "description": "open"}]})
+    check_request(tables, EventWindows(signal="eeg", anchor=("open", "closed")), None)
+
+
+def test_what_is_predicted_is_a_target() -> None:
+    """The name of a column alone does not say how it is read, and is told what does."""
+    with pytest.raises(InputError, match=r"'age' is no target. Give such as RecordingColumn\('age'\)"):
+        check_request(make_tables({"a": {"eeg": ToySignal()}}), WHOLE, "age")  # type: ignore[arg-type]
 
 
 def test_a_signal_is_predicted_from_another() -> None:
@@ -124,6 +140,13 @@ def test_a_recording_without_room_is_refused_as_a_whole() -> None:
     index = build_index(tables, WHOLE)
     assert index.refusals == (WindowRefusal("a", "too short", 0, "there is no room for a window"),)
     assert index.counts() == {"too short": 1}
+
+
+def test_markers_that_last_no_time_ask_for_a_duration() -> None:
+    """Where no trial has room for a window since its event lasts 0 s, the remedy is to say how long it is."""
+    tables = make_tables({"a": {"eeg": ToySignal()}}, {"a": [{"onset_s": 1.0, "description": "square"}]})
+    with pytest.raises(InputError, match="give trial_duration_s"):
+        build_index(tables, EventWindows(signal="eeg", anchor=("square",)))
 
 
 def test_a_window_without_a_sample_of_some_signal_is_too_short() -> None:

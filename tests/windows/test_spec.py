@@ -42,6 +42,7 @@ def test_fixed_windows_refuse_what_cannot_be_meant(settings: dict[str, Any], sai
         ({"anchor": (1,)}, "not a tuple of names"),
         ({"trial_start_offset_s": 0.5, "trial_start_offset_samples": 50}, "say the same twice"),
         ({"trial_duration_s": 0.0}, "above zero"),
+        ({"trial_duration_s": "1"}, "trial_duration_s='1' is not a finite number"),
         ({"window_stride_samples": 10}, "without a window size"),
     ],
 )

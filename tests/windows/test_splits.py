@@ -436,6 +436,12 @@ def test_a_gap_is_a_time(gap_s: float) -> None:
         Split(gap_s=gap_s)
 
 
+def test_a_side_is_a_side() -> None:
+    """A fraction alone is told how it becomes a side, where it is written."""
+    with pytest.raises(InputError, match=r"test=0.2 is no side. Write for example test=Side"):
+        Split(test=0.2)  # type: ignore[arg-type]
+
+
 def test_unknown_columns_and_groups_are_refused() -> None:
     """A column or group that there is not is named beside those that there are."""
     index = make_index(list("abc"))

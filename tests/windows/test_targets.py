@@ -126,6 +126,7 @@ def test_targets_refuse_what_cannot_be_meant(make: Any, said: str) -> None:
     [
         (RecordingColumn("ages"), WHOLE, "Recordings have the fields: age"),
         (EventColumn("rts"), EVENTS, "Events have the columns: description, rt"),
+        (EventColumn("description"), EVENTS, "has no number, but such as"),
         (EventColumn("onset_s"), EVENTS, "Events have the columns: description, rt"),
         (EventColumn("rt"), WHOLE, "Cut EventWindows"),
         (TimeTo(("rt",)), WHOLE, "Cut EventWindows"),

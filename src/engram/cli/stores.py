@@ -35,7 +35,7 @@ _Releases = Annotated[str | None, typer.Option("--release", help="Releases: R1,R
 _Mini = Annotated[bool, typer.Option("--mini", help="Only the first 20 subjects of every release.")]
 
 
-@app.command("list")
+@app.command("list", short_help="List the recordings of a folder.")
 def list_command(
     root: Annotated[Path, typer.Argument(help="BIDS folder, or recordings.")],
     subjects: _Subjects = None,
@@ -68,7 +68,7 @@ def list_command(
     _print_refusals(refusals)
 
 
-@app.command("prepare")
+@app.command("prepare", short_help="Prepare recordings into a store.")
 def prepare_command(
     root: Annotated[Path, typer.Argument(help="BIDS folder, or recordings.")],
     store: Annotated[Path, typer.Argument(help="Folder of the store: made, or added to.")],
@@ -243,7 +243,7 @@ def _print_prepared(prepared: Prepared) -> None:
         ("recordings prepared", f"{prepared.n_prepared:,}"),
         ("unchanged, not done again", f"{prepared.n_unchanged:,}"),
         ("refused", f"{len(prepared.refusals):,}"),
-        ("store", f"{store.recordings.num_rows:,} recordings, {format_bytes(size)}"),
+        ("store", f"{count(store.recordings.num_rows, 'recording')}, {format_bytes(size)}"),
         ("memory at its peak", format_bytes(prepared.peak.unreclaimable_bytes)),
         ("memory allowed", format_bytes(prepared.budget.allowed_bytes)),
         ("time", format_duration(prepared.duration_s)),
@@ -274,7 +274,7 @@ def _prepared_json(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-@app.command("inspect")
+@app.command("inspect", short_help="Show what a store holds.")
 def inspect_command(
     path: Annotated[Path, typer.Argument(help="Folder of the store.")],
     *,
@@ -287,7 +287,8 @@ def inspect_command(
     signals = _signal_rows(store)
     if as_json:
         calls = [asdict(call) for call in store.manifest.calls]
-        show_json({"recordings": store.recordings.num_rows, "signals": signals, "calls": calls})
+        names = {"events": _event_counts(store), "fields": _field_counts(store)}
+        show_json({"recordings": store.recordings.num_rows, "signals": signals, **names, "calls": calls})
         return
     table = make_table("signal", ">recordings", ">rate", "sample", "stored as", ">duration", ">size")
     for row in signals:
@@ -303,7 +304,38 @@ def inspect_command(
             size,
         )
     show(table)
+    n_all = store.recordings.num_rows
+    show(_names_line("events", [f"{name} ({n:,})" for name, n in _event_counts(store).items()]))
+    fields = _field_counts(store).items()
+    show(
+        _names_line("fields", [name if n == n_all else f"{name} ({n:,} of {n_all:,})" for name, n in fields])
+    )
     _print_calls(store)
+
+
+def _names_line(what: str, names: Sequence[str]) -> str:
+    more = f", and {len(names) - _MOST_NAMES:,} more: --json" if len(names) > _MOST_NAMES else ""
+    return f"{what}: {', '.join(names[:_MOST_NAMES]) or 'none'}{more}"
+
+
+_MOST_NAMES = 40
+"""Names of events, or of fields, that ``inspect`` shows; a corpus may have thousands."""
+
+
+def _event_counts(store: Store) -> dict[str, int]:
+    """Count events by their description, the commonest first: what an anchor may name."""
+    column = store.table("events", ["recording", "description"])["description"]
+    counted = {row["values"]: row["counts"] for row in column.value_counts().to_pylist()}
+    return dict(sorted(counted.items(), key=lambda each: (-each[1], each[0])))
+
+
+def _field_counts(store: Store) -> dict[str, int]:
+    """Count the recordings that have each descriptive field: what may be split by, or predicted."""
+    from engram.store.tables import SCHEMAS
+
+    recordings = store.recordings
+    names = sorted(set(recordings.column_names) - set(SCHEMAS["recordings"].names))
+    return {name: len(recordings) - recordings[name].null_count for name in names}
 
 
 def _signal_rows(store: Store) -> list[dict[str, Any]]:
@@ -330,7 +362,7 @@ def _signal_rows(store: Store) -> list[dict[str, Any]]:
 
 def _print_calls(store: Store) -> None:
     for call in store.manifest.calls:
-        show(f"\ncall {call.number}: {call.n_recordings} recordings, {call.n_refused} refused")
+        show(f"\ncall {call.number}: {count(call.n_recordings, 'recording')}, {call.n_refused} refused")
         for signal, steps in call.steps.items():
             show(f"  {signal}: {' > '.join(_step_text(step) for step in steps) or 'as it is'}")
         for signal, worst in call.errors.items():
@@ -351,7 +383,7 @@ def _step_text(step: dict[str, Any]) -> str:
     return f"{step['step']}({settings})"
 
 
-@app.command("verify")
+@app.command("verify", short_help="Compare a store with its checksums.")
 def verify_command(
     path: Annotated[Path, typer.Argument(help="Folder of the store.")],
     *,
@@ -379,7 +411,7 @@ def verify_command(
         raise typer.Exit(1)
 
 
-@app.command("memory")
+@app.command("memory", short_help="Show the limits of memory and disk.")
 def memory_command(*, as_json: JsonOption = False) -> None:
     """Show the limits of memory and disk here, and which of memory binds."""
     from engram.memory.limits import binding_limit, disk_limit, memory_limits, shm_limit
@@ -406,7 +438,7 @@ def _is_same(limit: Limit, other: Limit) -> bool:
     return (limit.kind, limit.where) == (other.kind, other.where)
 
 
-@app.command("generate")
+@app.command("generate", short_help="Write an EEG corpus to try Engram on.")
 def generate_command(
     folder: Annotated[Path, typer.Argument(help="Folder to write the corpus into.")],
     subjects: Annotated[int, typer.Option(help="Subjects per release.")] = 4,

@@ -29,7 +29,7 @@ _Folder = Annotated[Path, typer.Argument(help="Folder of a training.")]
 _Memory = Annotated[str | None, typer.Option(help="Memory to keep within: '2 GB'.")]
 
 
-@app.command("train")
+@app.command("train", short_help="Train what a recipe says, or go on with it.")
 def train_command(
     recipe: Annotated[Path, typer.Argument(help="TOML file that says what is trained.")],
     folder: Annotated[Path, typer.Argument(help="Folder of the training: made, or gone on with.")],
@@ -145,7 +145,7 @@ def _show_scores(scores: Sequence[Score], *, within_subject: bool) -> None:
         show("Subjects are on two sides of the split: these scores say nothing about unseen people.")
 
 
-@app.command("evaluate")
+@app.command("evaluate", short_help="Score a trained network again.")
 def evaluate_command(
     folder: _Folder,
     side: Annotated[str, typer.Option(help="Side of its split: train, valid or test.")] = "test",
@@ -169,7 +169,7 @@ def evaluate_command(
     _show_refused(found.refused)
 
 
-@app.command("predict")
+@app.command("predict", short_help="Predict the windows of a store.")
 def predict_command(
     folder: _Folder,
     store: Annotated[Path, typer.Argument(help="Store whose windows are predicted.")],
@@ -177,11 +177,15 @@ def predict_command(
     memory: _Memory = None,
 ) -> None:
     """Predict every window of a store with a trained network, whether its target is known or not."""
+    from engram.store.writer import disk_errors
     from engram.training.predict import write_table
     from engram.training.train import predict_windows
 
+    if out.is_dir():
+        raise InputError(f"{out} is a folder. Name a file in it: {out / 'predictions.parquet'}.")
     found = predict_windows(folder, store, memory=memory)
-    write_table(out, found.predictions)
+    with disk_errors(out.parent):
+        write_table(out, found.predictions)
     show(f"{count(found.predictions.num_rows, 'window')} predicted, in {out}")
     _show_refused(found.refused)
 
@@ -191,18 +195,22 @@ def _show_refused(refused: Mapping[str, int]) -> None:
         show(f"left out, {reason}: {n:,}")
 
 
-@app.command("report")
+@app.command("report", short_help="Write a page about trainings.")
 def report_command(
     folders: Annotated[list[Path], typer.Argument(help="Folders of trainings.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("report.html"),
 ) -> None:
     """Write one HTML page about one or several trainings: scores, curves, memory, what was used."""
     from engram.report.page import write_report
+    from engram.store.writer import disk_errors
 
-    show(f"Open {write_report(folders, out)}")
+    if out.is_dir():
+        raise InputError(f"{out} is a folder. Name a file in it: {out / 'report.html'}.")
+    with disk_errors(out.parent):
+        show(f"Open {write_report(folders, out)}")
 
 
-@app.command("demo")
+@app.command("demo", short_help="Do the whole job on a generated corpus.")
 def demo_command(
     folder: Annotated[Path, typer.Argument(help="Folder to work in; made if it is not there.")],
     subjects: Annotated[int, typer.Option(help="Subjects in each of two releases.")] = 20,

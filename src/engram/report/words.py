@@ -50,10 +50,15 @@ def number(value: float) -> str:
 def shortened(name: str, length: int) -> str:
     """Write a stranger's name in a figure: printable characters, and not too many of them.
 
+    What is left out is before the end: ``instructed_toOpenEyes`` and ``instructed_toCloseEyes``, and
+    most people's ids, begin alike.
+
     Examples
     --------
     >>> shortened("sub-NDARAC904DMU", 10), shortened("left\\thand", 10)
-    ('sub-NDARA…', 'left�hand')
+    ('sub…904DMU', 'left�hand')
     """
     name = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
-    return name if len(name) <= length else f"{name[: length - 1]}…"
+    n_first = (length - 1) // 3
+    n_last = length - 1 - n_first
+    return name if len(name) <= length else f"{name[:n_first]}…{name[-n_last:]}"

@@ -69,6 +69,12 @@ FREE_SPACE_MARGIN = 1.2
 """Free space asked for, over the predicted size: predictions come from headers."""
 
 
+_REFUSALS = frozenset(
+    [errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EEXIST, errno.ENOENT]
+)
+"""Errors by which a disk refuses to be written; ``EEXIST`` where a file has the name of a folder."""
+
+
 @contextlib.contextmanager
 def disk_errors(root: Path) -> Iterator[None]:
     """Turn the disk's refusals into errors that say what to do.
@@ -85,13 +91,13 @@ def disk_errors(root: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             message = (
-                f"The disk of {root.name} is full. Finished parts are kept: free space and run the same again"
+                f"The disk of {root} is full. Finished parts are kept: free space and run the same again"
             )
             free = shutil.disk_usage(_existing(root)).free
             raise DoesNotFit(message, resource="disk", needed_bytes=free + 1, allowed_bytes=free) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.ENOENT):
+        if error.errno in _REFUSALS:
             reason = os.strerror(error.errno)
-            message = f"{root.name} cannot be written: {reason}. Choose another folder, or mend the disk."
+            message = f"{root} cannot be written: {reason}. Choose another folder, or mend the disk."
             raise StoreNotWritable(message) from error
         raise
 

@@ -61,6 +61,7 @@ from engram.training.resume import (
 )
 from engram.training.settings import FitSettings, Precision
 from engram.training.watch import MemoryWatch, SignalWatch, heed_signals
+from engram.windows.spec import EventWindows
 
 __all__ = ["BEST", "LAST", "Fitted", "Progress", "fit"]
 
@@ -96,7 +97,7 @@ class Progress:
     """The epoch that was finished just now."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Fitted:
     """A training that has ended."""
 
@@ -106,6 +107,10 @@ class Fitted:
     """What it took, and how well it did."""
     model: nn.Module
     """The network that was given, with the best weights, on the CPU."""
+
+    def __repr__(self) -> str:
+        # A notebook shows what its last line gives: the ledger alone would be pages.
+        return f"Fitted({str(self.folder)!r}: {self.ledger.stopped})"
 
 
 class _Asked(Exception):
@@ -159,7 +164,8 @@ def fit(
     Raises
     ------
     InputError
-        If settings, windows and model do not go together; if the folder holds a training with other
+        If settings, windows and model do not go together; if the training windows have no target, or
+        are all of one class; if the folder holds a training with other
         settings, windows or model, or is in use; if a loss or gradient is not finite.
     MemoryExceeded
         If memory passed ``memory``, or ``memory_share`` of the limit that binds. A checkpoint was
@@ -206,6 +212,7 @@ def fit(
     """
     settings = FitSettings() if settings is None else settings
     folder = Path(folder)
+    _check_sides(sides)
     course = _Course(model, sides, folder, settings, name=name, progress=progress)
     with _as_it_was(), _locked(folder, settings):
         course.find(resume=resume)
@@ -215,6 +222,25 @@ def fit(
             _train(course, settings, folder)
         model.load_state_dict(read_checkpoint(course.best)["model"])
         return Fitted(folder, Ledger.read(folder), model.cpu())
+
+
+def _check_sides(sides: SplitWindows) -> None:
+    """Refuse windows from which nothing could be learned, however long it took."""
+    if not isinstance(sides, SplitWindows):
+        raise InputError(
+            f"A training needs sides, not {sides!r}. Split the windows: windows.split(Split(test=Side(...)))."
+        )
+    index = sides.train.index
+    if index.task is None:
+        raise InputError("These windows have no target. Give one, or use with_targets(values).")
+    if index.classes:
+        found = np.unique(train_targets(sides.train))
+        if len(found) == 1:
+            raise InputError(
+                f"All {len(sides.train):,} training windows are of the class {index.classes[found[0]]!r}: "
+                "there is nothing to tell it from. Compare the names of events and classes with those "
+                "of the store (engram inspect)."
+            )
 
 
 def _train(course: _Course, settings: FitSettings, folder: Path) -> None:
@@ -601,7 +627,7 @@ class _Course(Callback):
         self.learner.network.load_state_dict(read_checkpoint(self.best)["model"])
         scores: list[Score] = []
         tables: list[pa.Table] = []
-        notes: list[str] = []
+        notes = _anchor_notes(self.sides.train)
         for side, windows in self.sides.items():
             if side != "train":
                 predictions = self._predict(trainer, windows)
@@ -653,6 +679,16 @@ class _Course(Callback):
 
 
 # ---------------------------------------------------------------- what the ledger tells
+
+
+def _anchor_notes(windows: Windows) -> list[str]:
+    """Name anchors that no recording has: most often a slip of the pen, which only counts would show."""
+    index = windows.index
+    if not isinstance(index.spec, EventWindows):
+        return []
+    there_are = index.tables.event_texts("description").values
+    missing = [name for name in index.spec.anchor if name not in there_are]
+    return [f"No recording has an event {', '.join(missing)}, which the anchor names."] if missing else []
 
 
 def _notes(side: str, windows: Windows, predictions: Predictions) -> list[str]:

@@ -213,6 +213,13 @@ def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path
         If a value differs: the first one, in the order of ``wanted``.
     """
     for name in dict.fromkeys((*wanted, *found)):
+        kind, _, side = name.partition(".")
+        if found.get(name) != wanted.get(name) and kind == "windows":
+            # Two digests would tell nobody anything.
+            raise InputError(
+                f"The training in {folder} has other windows on its side {side}: the store, the windows, "
+                "the target or the split was another. Train in a new folder, or ask for the same again."
+            )
         if found.get(name) != wanted.get(name):
             raise InputError(
                 f"The training in {folder} has {name} = {found.get(name)!r}, not {wanted.get(name)!r}. "

@@ -7,6 +7,7 @@ torch. The same value is the ``[training]`` table of a recipe.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
@@ -128,6 +129,13 @@ class FitSettings:
     """Optimizer steps between two checkpoints; each epoch ends with one anyway."""
 
     def __post_init__(self) -> None:
+        for name in (*_AT_LEAST_ONE, *_POSITIVE, *_NOT_NEGATIVE):
+            value = getattr(self, name)
+            kind, said = (
+                (numbers.Integral, "whole number") if name in _AT_LEAST_ONE else (numbers.Real, "number")
+            )
+            if not isinstance(value, kind):
+                raise InputError(f"{name}={value!r} is no {said}. Write one, without quotes.")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 words = ", ".join(repr(choice) for choice in choices if choice is not None)

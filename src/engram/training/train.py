@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd as _Convolution
 
 from engram.batches.windows import SplitWindows, Windows
-from engram.errors import InputError
+from engram.errors import InputError, StoreMissing
 from engram.ledger import Ledger, Score
 from engram.store.reader import Store
 from engram.training.data import evaluation_loader
@@ -173,7 +173,7 @@ def evaluate(
     """
     folder = Path(folder)
     ledger, recipe = _told(folder)
-    with Store(recipe.store) as own, Store(store or recipe.store) as other:
+    with _own_store(folder, recipe) as own, Store(store or recipe.store) as other:
         sides = _split(recipe, own)
         _check_unchanged(ledger, sides, recipe.store)
         if store is None:
@@ -248,6 +248,16 @@ def _told(folder: Path) -> tuple[Ledger, Recipe]:
             "in Python, or train with engram train."
         ) from error
     return ledger, recipe.model_copy(update={"store": str(folder / recipe.store)})
+
+
+def _own_store(folder: Path, recipe: Recipe) -> Store:
+    try:
+        return Store(recipe.store)
+    except StoreMissing as error:
+        raise StoreMissing(
+            f"The store that {folder} was trained on is not at {recipe.store} any more; chance is computed "
+            "from its training windows. Put it back, or move store and training together."
+        ) from error
 
 
 def _people(windows: Windows) -> set[str | None]:

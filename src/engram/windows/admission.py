@@ -141,10 +141,13 @@ def _keys(recording: NDArray[np.int32], sample: NDArray[np.int64]) -> NDArray[np
 def check_request(tables: Tables, spec: FixedWindows | EventWindows, target: Target | None) -> None:
     """Check that every name of a spec and of a signal to predict is there.
 
+    An anchor may name an event that no recording has, as long as there is another: somebody may predict
+    recordings of one condition alone.
+
     Raises
     ------
     InputError
-        If a signal, field or value is not there.
+        If a signal, field or value is not there, or no event of the anchor is.
     """
     for name in spec.signals:
         if name not in tables.signals or not tables.signals[name].present.any():
@@ -155,6 +158,13 @@ def check_request(tables: Tables, spec: FixedWindows | EventWindows, target: Tar
         there_are = {value for value in tables.fields[name] if value is not None}
         if unknown := [value for value in values if value not in there_are]:
             raise InputError(f"No recording has {name} {_listed(unknown)}. There are: {_listed(there_are)}.")
+    if isinstance(spec, EventWindows) and not named_events(tables, spec.anchor).any():
+        raise InputError(
+            f"No recording has an event {_listed(spec.anchor)}. "
+            f"There are: {_listed(tables.event_texts('description').values)}."
+        )
+    if not isinstance(target, Target | None):
+        raise InputError(f"{target!r} is no target. Give such as RecordingColumn('age') or TimeTo(('rt',)).")
     if isinstance(target, SignalTarget) and target.signal not in spec.signals:
         raise InputError(
             f"{target.signal!r} cannot be predicted: it is no signal of the windows, which are of "

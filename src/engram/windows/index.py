@@ -439,9 +439,12 @@ def build_index(
     if not len(index):
         counts = ", ".join(f"{n} {reason!r}" for reason, n in index.counts().items())
         first = refusals[0]
+        remedy = "Change what is asked for, or see the recordings."
+        if first.reason == "too short" and isinstance(spec, EventWindows) and not spec.has_duration:
+            # Markers of most recording systems last no time at all.
+            remedy = "A trial lasts as long as its event says: give trial_duration_s."
         raise InputError(
-            f"No window is left. Refused: {counts}. The first, of {first.recording}: {first.detail}. "
-            "Change what is asked for, or see the recordings."
+            f"No window is left. Refused: {counts}. The first, of {first.recording}: {first.detail}. {remedy}"
         )
     return index
 

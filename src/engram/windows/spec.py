@@ -11,6 +11,7 @@ duration off; both differ from the rule only where a time falls between two samp
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -35,14 +36,19 @@ def check_names(what: str, names: object, *, at_least: int = 0) -> None:
         raise InputError(f"{what} names nothing. Give at least {at_least} name.")
 
 
+def _is_finite(value: object) -> bool:
+    """Tell whether a value is a finite number; text is none, whatever it says."""
+    return isinstance(value, numbers.Real) and math.isfinite(value)
+
+
 def _check_amount(what: str, seconds: float | None, samples: float | None, *, above_zero: bool) -> None:
     """Check one amount that is told in seconds or in samples."""
     if seconds is not None and samples is not None:
         raise InputError(f"{what}_s={seconds} and {what}_samples={samples} say the same twice. Give one.")
     if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool)):
         raise InputError(f"{what}_samples={samples!r} is not a whole number. Use {what}_s for seconds.")
-    if seconds is not None and not math.isfinite(seconds):
-        raise InputError(f"{what}_s={seconds} is not a finite number of seconds. Give one.")
+    if seconds is not None and not _is_finite(seconds):
+        raise InputError(f"{what}_s={seconds!r} is not a finite number of seconds. Give one.")
     amount = seconds if samples is None else samples
     if above_zero and amount is not None and amount <= 0:
         raise InputError(f"{what} is {amount}, and must be above zero. Give a positive length.")
@@ -236,6 +242,11 @@ class EventWindows:
         _check_stride(self)
         _check_signals(self)
         object.__setattr__(self, "where", _tidied(self.where))
+
+    @property
+    def has_duration(self) -> bool:
+        """Whether trials last as long as is said here, not as long as their events."""
+        return self.trial_duration_s is not None or self.trial_duration_samples is not None
 
     @property
     def signals(self) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ class Split:
     Raises
     ------
     InputError
-        If the gap is negative or not finite.
+        If a side is no `Side`, or the gap is negative or not finite.
 
     Examples
     --------
@@ -99,6 +99,10 @@ class Split:
     """Seconds that two sides stay apart within a recording."""
 
     def __post_init__(self) -> None:
+        for name in ("test", "valid", "train"):
+            side = getattr(self, name)
+            if not isinstance(side, Side | None):
+                raise InputError(f"{name}={side!r} is no side. Write for example {name}=Side(fraction=0.2).")
         if not 0 <= self.gap_s < math.inf:
             raise InputError(f"gap_s is {self.gap_s}, and must be a finite time from 0 up. Use 0.")
 

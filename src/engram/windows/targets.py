@@ -206,7 +206,8 @@ def look_up(
     Raises
     ------
     InputError
-        If there is no such column, or a target of events is asked of windows that have none.
+        If there is no such column, it has text where numbers are asked for, or a target of events is
+        asked of windows that have none.
     """
     if isinstance(target, RecordingColumn):
         if target.column not in tables.fields:
@@ -235,6 +236,12 @@ def _column(target: RecordingColumn | EventColumn, texts: Texts, rows: NDArray[n
     # One more at the end, which code -1 finds: no value.
     if target.task == "regression":
         numbers = np.array([*map(_number, texts.values), math.nan], np.float32)
+        words = [value for value in texts.values if not _is_missing(value)]
+        if words and np.isnan(numbers).all():
+            raise InputError(
+                f"Column {target.column!r} has no number, but such as {words[0]!r}. "
+                "Use task='classification', or another column."
+            )
         return Found(numbers[texts.codes[rows]], ())
     there_are = tuple(sorted(value for value in texts.values if not _is_missing(value)))
     classes = target.classes or there_are
