@@ -146,8 +146,11 @@ def _tried(model: nn.Module, n_chans: int, n_times: int) -> torch.Tensor:
 
 def _model_classes() -> dict[str, Any]:
     try:
-        with warnings.catch_warnings():
-            # braindecode 1.8 asks MNE 1.13 for a montage by its old name; theirs to mend.
+        import mne
+
+        # braindecode 1.8 asks MNE 1.13 for a montage by its old name; theirs to mend. MNE tells
+        # warnings to its log too, where the log is a file.
+        with warnings.catch_warnings(), mne.use_log_level("ERROR"):
             warnings.filterwarnings("ignore", "Montage name 'standard_1020'", FutureWarning)
             from braindecode import models
     except ImportError as error:
