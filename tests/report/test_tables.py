@@ -161,6 +161,11 @@ def test_trainings_of_one_name_are_averaged() -> None:
     )
 
 
+def test_equal_scores_have_no_spread() -> None:
+    """A ridge that scores alike in every training varies by nothing, not by a rounding."""
+    assert tables._mean_and_spread([0.879, 0.879, 0.879]) == "0.879 ± 0.000"
+
+
 def test_an_undefined_score_makes_the_mean_undefined() -> None:
     """Leaving it out would be choosing the seeds that worked."""
     table = tables.tabulate_groups([trained("a", 0, 0.8), trained("a", 1, float("nan"))])

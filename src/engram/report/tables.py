@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -338,7 +339,8 @@ def _mean_and_spread(values: Sequence[float]) -> str:
     mean = math.fsum(values) / len(values)
     if len(values) == 1 or not math.isfinite(mean):
         return number(mean)
-    return f"{number(mean)} ± {number(float(np.std(values, ddof=1)))}"
+    # Exact, where NumPy's deviation of equal scores is 1e-16.
+    return f"{number(mean)} ± {number(statistics.stdev(values))}"
 
 
 def tabulate_differences(ledgers: Sequence[Ledger], folders: Sequence[str]) -> Table | None:
