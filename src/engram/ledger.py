@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from engram.atomic import replacing
 from engram.errors import InputError
 
 __all__ = [
@@ -218,17 +218,8 @@ class Ledger:
         # surrogates, which UTF-8 refuses and JSON's escapes carry.
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
         path = folder / LEDGER
-        temporary = path.with_suffix(".tmp")
-        try:
-            with temporary.open("w", encoding="ascii") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(folder)
+        with replacing(path) as file:
+            file.write(text.encode("ascii"))
         return path
 
     @classmethod
@@ -337,14 +328,3 @@ def _value(kind: str, value: Any, where: str) -> Any:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]} ..."
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the renaming survive a power cut."""
-    if os.name == "nt":
-        return  # Windows opens no folder; its rename is journalled
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

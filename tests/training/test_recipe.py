@@ -165,3 +165,9 @@ def test_a_recipe_is_data(path: Path) -> None:
     recipe = read_recipe(path, {"name": "__import__('os').system('true')", "model.name": "os.system"})
     assert recipe.name == "__import__('os').system('true')"
     assert tomllib.loads(TEXT)["model"]["name"] == "EEGNeX"
+
+
+def test_a_change_below_what_is_no_table_is_refused(path: Path) -> None:
+    """The name that leads nowhere is told with what is there."""
+    with pytest.raises(InputError, match=r"store\.x cannot be set: store is 'store' and no table"):
+        read_recipe(path, {"store.x": 1})

@@ -368,7 +368,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
 def test_a_full_disk_is_told_through_pytorchs_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which fails a second time while it closes, and raises that."""
-    (tmp_path / "last.tmp").symlink_to("/dev/full")
+    (tmp_path / "last.ckpt.tmp").symlink_to("/dev/full")
     with pytest.raises(DoesNotFit, match="is full"):
         write_checkpoint(tmp_path / "last.ckpt", {"weight": torch.zeros(1_000_000)})
     assert not list(tmp_path.iterdir())

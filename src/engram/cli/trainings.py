@@ -104,7 +104,13 @@ def _show_ledger(ledger: Ledger, folder: Path) -> None:
     from engram.ledger import LEDGER, PREDICTIONS
 
     table = make_table("what", ">value")
-    for row in _facts(ledger):
+    for row in (
+        *_windows_rows(ledger),
+        ("memory at its peak", format_bytes(ledger.peak_bytes)),
+        ("memory allowed", format_bytes(ledger.allowed_bytes)),
+        ("trained", f"{ledger.windows_per_s:,.0f} windows/s"),
+        ("time", format_duration(ledger.duration_s)),
+    ):
         table.add_row(*row)
     show(table)
     _show_scores(ledger.scores, within_subject=ledger.within_subject)
@@ -113,7 +119,7 @@ def _show_ledger(ledger: Ledger, folder: Path) -> None:
     show(f"Ended: {ledger.stopped}. In {folder}: {LEDGER}, {PREDICTIONS}. Page: engram report {folder}")
 
 
-def _facts(ledger: Ledger) -> list[tuple[str, str]]:
+def _windows_rows(ledger: Ledger) -> list[tuple[str, str]]:
     from engram.windows.admission import OF_RECORDINGS
 
     refused = {**ledger.data.get("refused", {}), **ledger.data.get("unused", {})}
@@ -127,10 +133,6 @@ def _facts(ledger: Ledger) -> list[tuple[str, str]]:
         *rows,
         ("recordings left out", whole or "none"),
         ("windows left out", named or "none"),
-        ("memory at its peak", format_bytes(ledger.peak_bytes)),
-        ("memory allowed", format_bytes(ledger.allowed_bytes)),
-        ("trained", f"{ledger.windows_per_s:,.0f} windows/s"),
-        ("time", format_duration(ledger.duration_s)),
     ]
 
 
@@ -267,11 +269,11 @@ def _show_demo(ledgers: Sequence[Ledger], best: float) -> None:
     spread = f" (of {', '.join(f'{score.value:.3f}' for score in network)})" if len(network) > 1 else ""
     unseen = next(side.n_subjects for side in first.sides if side.side == "test")
     rows = [
-        *_facts(first)[:-4],
+        *_windows_rows(first),
         ("memory at its peak", format_bytes(max(ledger.peak_bytes for ledger in ledgers))),
         ("memory allowed", format_bytes(first.allowed_bytes)),
         ("trained", f"{sum(ledger.windows_per_s for ledger in ledgers) / len(ledgers):,.0f} windows/s"),
-        (f"test nRMSE on {unseen} unseen subjects", f"{mean:.3f}{spread}"),
+        (f"test nRMSE on {count(unseen, 'unseen subject')}", f"{mean:.3f}{spread}"),
         ("chance (the mean of the training targets)", f"{network[0].chance:.3f}"),
         ("ridge", f"{ridge.value:.3f}"),
         ("best possible here", f"{best:.3f}"),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from engram.atomic import replacing
 from engram.errors import InputError, MissingExtra
 from engram.ledger import Ledger, Score
 from engram.report import figures, tables
@@ -118,10 +119,10 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     comparison = _comparison(trainings) if len(trainings) > 1 else None
     page = _render(sections, comparison)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f"{out.name}.tmp")
-    # A name that is no Unicode text (from a file system that is not) becomes "?", not an error.
-    temporary.write_bytes(page.encode("utf-8", errors="replace"))
-    return temporary.replace(out)
+    with replacing(out) as file:
+        # A name that is no Unicode text (from a file system that is not) becomes "?", not an error.
+        file.write(page.encode("utf-8", errors="replace"))
+    return out
 
 
 def _read_trainings(folders: Sequence[Path]) -> list[_Training]:

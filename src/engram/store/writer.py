@@ -25,6 +25,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from engram.atomic import replacing, sync_folder
 from engram.errors import DoesNotFit, InputError, StoreLocked, StoreNotWritable
 from engram.store.backend import Part
 from engram.store.crc import crc32c, file_crc32c
@@ -192,27 +193,11 @@ def read_manifest(root: Path) -> Manifest:
     return Manifest.from_bytes(data)
 
 
-def sync_folder(path: Path) -> None:
-    """Make a rename within a folder survive a power cut."""
-    if os.name == "nt":
-        return  # Windows opens no folder; its rename is journalled
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def write_file(path: Path, data: bytes) -> FileStamp:
     """Write a small file whole, under a temporary name first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
     return FileStamp(len(data), crc32c(data))
 
 

@@ -709,9 +709,7 @@ def _recipe(windows: Windows, settings: FitSettings, network: nn.Module) -> dict
     return {
         "model": {"name": type(network).__name__},
         "windows": _named(index.spec),
-        "target": {}
-        if index.target is None
-        else {"kind": type(index.target).__name__, **asdict(index.target)},
+        "target": _named(index.target),
         "training": asdict(settings),
     }
 

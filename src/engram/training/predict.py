@@ -7,7 +7,6 @@ training, the scores at its end, and a network that is evaluated later.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engram.atomic import replacing
 from engram.batches.batch import Batch
 from engram.batches.loader import Loader
 from engram.batches.windows import Windows
@@ -281,13 +281,5 @@ def write_table(path: Path, table: pa.Table) -> None:
     table
         What is in it.
     """
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("wb") as file:
-            pq.write_table(table, file, write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        pq.write_table(table, file, write_page_checksum=True)

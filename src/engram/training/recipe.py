@@ -177,8 +177,13 @@ def read_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
 
 
 def _set(table: dict[str, Any], names: list[str], value: Any) -> None:
-    for name in names[:-1]:
+    for depth, name in enumerate(names[:-1], 1):
         table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise InputError(
+                f"{'.'.join(names)} cannot be set: {'.'.join(names[:depth])} is {table!r} and no table. "
+                "Correct the name."
+            )
     table[names[-1]] = value
 
 

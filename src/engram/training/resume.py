@@ -7,7 +7,6 @@ is ``engram.training.fit``'s: only between optimizer steps, where no gradient is
 
 from __future__ import annotations
 
-import os
 import pickle
 import random
 import zipfile
@@ -19,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from engram.atomic import replacing
 from engram.errors import InputError
 from engram.ledger import EpochLine, MemoryLine
 from engram.store.writer import disk_errors
@@ -143,26 +143,16 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     StoreNotWritable
         If it refuses to be written.
     """
-    temporary = path.with_suffix(".tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as file:
             torch.save({"version": _VERSION, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         # A full disk fails PyTorch's writer a second time, when it closes the archive, with words of its own.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if not isinstance(cause, OSError):
             raise
         with disk_errors(path):
             raise cause from None
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -213,15 +203,16 @@ def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path
         If a value differs: the first one, in the order of ``wanted``.
     """
     for name in dict.fromkeys((*wanted, *found)):
+        if found.get(name) == wanted.get(name):
+            continue
         kind, _, side = name.partition(".")
-        if found.get(name) != wanted.get(name) and kind == "windows":
+        if kind == "windows":
             # Two digests would tell nobody anything.
             raise InputError(
                 f"The training in {folder} has other windows on its side {side}: the store, the windows, "
                 "the target or the split was another. Train in a new folder, or ask for the same again."
             )
-        if found.get(name) != wanted.get(name):
-            raise InputError(
-                f"The training in {folder} has {name} = {found.get(name)!r}, not {wanted.get(name)!r}. "
-                "Train in a new folder, or ask for the same again."
-            )
+        raise InputError(
+            f"The training in {folder} has {name} = {found.get(name)!r}, not {wanted.get(name)!r}. "
+            "Train in a new folder, or ask for the same again."
+        )

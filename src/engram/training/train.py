@@ -90,12 +90,12 @@ def train(
             start_at_mean(network, train_targets(sides.train))
         fitted = fit(network, sides, folder, recipe.training, name=recipe.name, progress=progress)
         ledger = fitted.ledger
-        if "baselines" not in ledger.recipe.get("model", {}):
+        # Of several processes the first one fits the baselines and writes them down.
+        is_first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+        if is_first and "baselines" not in ledger.recipe.get("model", {}):
             # A path from folder to store, so that both can be moved together.
             content = recipe.to_dict() | {"store": os.path.relpath(recipe.store, folder)}
             ledger = replace(_with_baselines(ledger, recipe, sides), recipe=content)
-            if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
-                return replace(fitted, ledger=ledger)
             ledger.write(folder)
         return replace(fitted, ledger=ledger)
 
@@ -191,12 +191,14 @@ def evaluate(
         metrics = recipe.training.metrics or default_metrics(
             "classification" if ledger.classes else "regression"
         )
-        seen = train_targets(sides.train)
-        scores = score_predictions("network", side, metrics, predictions.target, predictions.prediction, seen)
+        trained = train_targets(sides.train)
+        scores = score_predictions(
+            "network", side, metrics, predictions.target, predictions.prediction, trained
+        )
         # The validation side chose the epoch: its people are not unseen either.
-        seen_by = {name for side in (sides.train, sides.valid) if side for name in _people(side)}
+        seen = _people(sides.train) | (_people(sides.valid) if sides.valid else set())
         is_other = store is not None
-        is_shared = not seen_by.isdisjoint(_people(windows)) if is_other else sides.within_subject
+        is_shared = not seen.isdisjoint(_people(windows)) if is_other else sides.within_subject
         is_shared |= side == "train"
         table = predictions_table(windows, side, predictions)
         return Evaluation(scores, table, windows.counts(), is_shared)
@@ -280,7 +282,7 @@ def _evaluator(folder: Path, ledger: Ledger, recipe: Recipe, windows: Windows) -
     if windows.index.task is None:
         # Only their number matters, to the size of the last layer.
         zero = 0 if ledger.classes else 0.0
-        outputs = windows.with_targets([zero] * len(windows), ledger.classes)
+        outputs = windows.with_targets(np.full(len(windows), zero), ledger.classes)
     network = build_model(recipe.model.name, outputs, recipe.model.arguments)
     try:
         network.load_state_dict(read_checkpoint(folder / BEST)["model"])
