@@ -11,15 +11,17 @@ BIN := $(VENV)/bin
 # The file that says: installed, and with these versions.
 READY := $(VENV)/.installed
 DEMO := build/demo
+# The file that says: the libraries that Engram is measured beside are installed.
+PEERS := $(VENV)/.peers
 
-.PHONY: help setup demo test lint types docs changelog bench clean
+.PHONY: help setup demo test lint types docs changelog bench bench-quick bench-others clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 setup: $(READY) ## Make .venv with engram and all that its tests need
 
-$(READY): pyproject.toml constraints.txt tools/mend_torchaudio.py
+$(READY): pyproject.toml constraints.txt src/engram/store/_native.c tools/mend_torchaudio.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	    "Engram needs Python 3.11 or newer, not " + sys.version.split()[0] + ". Use make PYTHON=python3.11 ...")'
 	@echo "Installing what constraints.txt names into $(VENV): some minutes, once."
@@ -53,8 +55,21 @@ changelog: setup ## Show what the next release will say; a development version s
 	@if grep -q 'No significant changes' build/changelog.md && grep -q '__version__ = .*dev' src/engram/__init__.py; \
 	then echo "No file in changes/ says what changed: see changes/README.md." >&2; exit 1; fi
 
-bench: setup ## Measure, side by side with the peers (minutes)
+bench: $(PEERS) ## Measure loading beside other libraries; write results, table and plot (an hour, 60 GB)
+	$(BIN)/python -m benchmarks.loading
+
+bench-quick: $(PEERS) ## The same, small and short: shows a table, publishes nothing (10 minutes, 20 GB)
+	$(BIN)/python -m benchmarks.loading --quick
+
+bench-others: setup ## Measure preparing and training steps (minutes)
 	for script in benchmarks/*.py; do $(BIN)/python "$$script"; done
+
+$(PEERS): $(READY) benchmarks/requirements.txt benchmarks/requirements-no-deps.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet \
+	    -c constraints.txt -r benchmarks/requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps \
+	    -r benchmarks/requirements-no-deps.txt
+	@touch $@
 
 clean: ## Remove everything that was made, the environment too
 	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

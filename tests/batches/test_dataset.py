@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
+import threading
 from typing import Any
 
 import numpy as np
@@ -200,6 +203,54 @@ def test_a_spawned_stream_reads_the_same(windows: Windows) -> None:
     stream = windows.iterable(64)
     passing: Any = DataLoader(stream, batch_size=None, num_workers=1, multiprocessing_context="spawn")
     assert [batch.numbers.tolist() for batch in passing] == [batch.numbers.tolist() for batch in stream]
+
+
+@pytest.mark.slow
+@forks
+@pytest.mark.parametrize(
+    ("method", "n_workers", "is_persistent"), [("fork", 2, False), ("fork", 2, True), ("spawn", 1, False)]
+)
+def test_a_pass_that_is_broken_off_leaves_nothing(
+    windows: Windows, method: str, n_workers: int, *, is_persistent: bool
+) -> None:
+    """A stream's workers end with it, and the next pass begins from the start; two passes do not mix."""
+    stream = windows.iterable(16, mode="shuffled", dtype="bfloat16")
+    passing: Any = DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=n_workers,
+        persistent_workers=is_persistent,
+        multiprocessing_context=method,
+    )
+    expected = list(windows.loader(16, mode="shuffled", dtype="bfloat16"))
+    for _, batch in zip(range(3), passing, strict=False):
+        assert len(batch) == 16
+    for batch, pair, same in zip(passing, stream, expected, strict=True):
+        for one in (batch, pair):
+            assert one.numbers.tolist() == same.numbers.tolist()
+            assert torch.equal(one.signals["eeg"], same.signals["eeg"])
+            assert one.signals["eeg"].dtype == torch.bfloat16
+    del passing
+    gc.collect()
+    assert not multiprocessing.active_children()
+
+
+def test_a_stream_that_is_broken_off_leaves_no_thread(windows: Windows) -> None:
+    """Without workers it reads by a thread of this process."""
+    for _ in windows.iterable(16):
+        assert [t.name for t in threading.enumerate() if t.name.startswith("engram")] == ["engram-read-0"]
+        break
+    assert not any(thread.name.startswith("engram") for thread in threading.enumerate())
+
+
+@pytest.mark.slow
+@forks
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more than cores, on purpose
+def test_more_workers_than_batches_are_no_matter(windows: Windows) -> None:
+    """Those without a batch give none."""
+    stream = windows.iterable(81)
+    passing: Any = DataLoader(stream, batch_size=None, num_workers=3, multiprocessing_context="fork")
+    assert [batch.numbers.tolist() for batch in passing] == [list(range(81)), list(range(81, 162))]
 
 
 @pytest.mark.slow

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import re
+import socket
+import subprocess
+import sys
+import threading
+import tracemalloc
+from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from engram.batches import loader as loader_module
 from engram.batches.batch import Batch
@@ -21,16 +31,39 @@ from engram.errors import DoesNotFit, InputError
 from engram.memory import Usage
 from engram.store.reader import Store
 from engram.windows.order import Cursor, Mode
-from engram.windows.spec import FixedWindows
-from engram.windows.targets import RecordingColumn
+from engram.windows.spec import FixedWindows, Span
+from engram.windows.targets import RecordingColumn, SignalTarget
 
 SPEC = FixedWindows(signal="eeg", window_size_s=0.5)
+SENTENCES = FixedWindows(signal="eeg", where={"subject": tuple(f"sentence-{i}" for i in range(7))})
+STIMULUS = FixedWindows(
+    signal="stim", window_size_samples=33, beside=(Span(signal="robs", window_size_samples=1),)
+)
+
+forks = pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"  # fork is the point
+)
 
 
 @pytest.fixture
 def windows(trials: Store) -> Windows:
     """120 windows of 4 channels and 50 samples, 40 of each subject."""
     return trials.windows(SPEC, RecordingColumn("age"))
+
+
+def assert_rows(batch: Batch, whole: Batch, rank: int = 0, world: int = 1) -> None:
+    """One rank's rows of a batch, equal to the last bit."""
+    pairs = [(batch.numbers, whole.numbers), *((x, whole.signals[name]) for name, x in batch.signals.items())]
+    if whole.y is not None:
+        assert batch.y is not None
+        pairs.append((batch.y, whole.y))
+    for one, other in pairs:
+        assert one.dtype == other.dtype
+        # Of the longest window among all ranks; others are followed by zeros.
+        rows = other[rank::world][tuple(slice(length) for length in (None, *one.shape[1:]))]
+        assert one.shape == rows.shape
+        assert one.numpy(force=True).tobytes() == rows.numpy(force=True).tobytes()
+    assert batch.n_global == len(whole)
 
 
 def numbers_of(batches: object) -> list[list[int]]:
@@ -195,6 +228,229 @@ def test_an_order_of_other_windows_is_refused(windows: Windows) -> None:
         Loader(fewer, windows.order(8))
 
 
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    kind=st.sampled_from(["trials", "sentences", "stimulus"]),
+    batch_size=st.integers(1, 40),
+    memory=st.sampled_from(["4 MB", "20 MB", "500 MB"]),
+    threads=st.integers(1, 5),
+    check=st.sampled_from([None, "crc"]),
+)
+def test_batches_are_one_whatever_reads_them(
+    windows: Windows, kinds: Store, kind: str, batch_size: int, memory: str, threads: int, check: Any
+) -> None:
+    """Over budgets, threads and checks, lengths and precisions: the model reads each batch alone."""
+    if kind == "sentences":
+        windows = kinds.windows(SENTENCES)
+    if kind == "stimulus":
+        windows = kinds.windows(STIMULUS, SignalTarget("robs"))
+    loader = windows.loader(
+        batch_size, mode="shuffled", drop_last=False, memory=memory, threads=threads, check=check
+    )
+    for epoch in range(2):
+        for number, batch in enumerate(loader):
+            assert_rows(batch, windows.read(loader.order.batch(epoch, number)))
+
+
+@pytest.mark.slow
+@forks
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more than cores, on purpose
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_ranks_and_workers_share_one_order_from_any_place(windows: Windows, world: int) -> None:
+    """Over ranks, workers, budgets, threads and places to resume at: rows r::world of the same bytes.
+
+    The last batch is of one window, so that most ranks have none of it.
+    """
+    order = windows.order(7, mode="shuffled", drop_last=False)
+    expected = [windows.read(order.batch(1, number)) for number in range(order.n_batches)]
+    assert len(expected[-1]) == 1
+    share: dict[str, Any] = {"batch_size": 7, "mode": "shuffled", "drop_last": False, "world": world}
+    for rank in range(world):
+        for memory, threads, first in (("45 kB", 3, 0), ("1 MB", 3, 5), ("2 GB", 1, len(expected) - 1)):
+            loader = windows.loader(memory=memory, threads=threads, rank=rank, **share)
+            state = Cursor(order.fingerprint, epoch=1, n_batches=first).to_dict()
+            loader.load_state_dict(json.loads(json.dumps(state)))
+            for batch, whole in zip(loader, expected[first:], strict=True):
+                assert_rows(batch, whole, rank, world)
+        stream = windows.iterable(rank=rank, **share)
+        stream.set_epoch(1)
+        for n_workers in (0, 2):
+            options: Any = {"multiprocessing_context": "fork"} if n_workers else {}
+            passing = DataLoader(stream, batch_size=None, num_workers=n_workers, **options)
+            for batch, whole in zip(passing, expected, strict=True):
+                assert_rows(batch, whole, rank, world)
+
+
+RANK = """
+import sys
+import torch
+import torch.distributed as dist
+import engram
+from engram.windows.spec import FixedWindows
+from engram.windows.targets import RecordingColumn
+
+path, port, rank, to = sys.argv[1:]
+dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=int(rank), world_size=2)
+with engram.open(path) as store:
+    windows = store.windows(FixedWindows(signal="eeg", window_size_s=0.5), RecordingColumn("age"))
+    loader = windows.loader(
+        7, mode="shuffled", drop_last=False, rank=dist.get_rank(), world=dist.get_world_size()
+    )
+    found = []
+    for batch in loader:
+        both = [None, None]
+        dist.all_gather_object(both, (batch.numbers, batch.X, batch.y, batch.n_global))
+        found.append(both)
+if rank == "0":
+    torch.save(found, to)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_over_gloo_share_every_batch(windows: Windows, tmp_path: Path) -> None:
+    """Started as a cluster would start them, they read at each step what one process reads."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", RANK, str(windows.store.path), str(port)]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "found")], stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=120)[1].decode() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+
+    found = torch.load(tmp_path / "found")
+    for both, whole in zip(found, windows.loader(7, mode="shuffled", drop_last=False), strict=True):
+        for rank, (numbers, eeg, y, n_global) in enumerate(both):
+            assert_rows(Batch({"eeg": eeg}, {}, y, numbers, n_global), whole, rank, 2)
+
+
+def test_an_error_comes_in_the_place_of_its_batch(kinds: Store) -> None:
+    """Batches before the one that mixes sessions of 20 and 21 units are right, in every pass."""
+    windows = kinds.windows(FixedWindows(signal="robs", window_size_samples=10), same_form=False)
+    loader = windows.loader(5, threads=3)
+    for _ in range(2):
+        passing = iter(loader)
+        for number in range(4):
+            assert_rows(next(passing), windows.read(loader.order.batch(0, number)))
+        with pytest.raises(InputError, match="cannot share a batch"):
+            next(passing)
+        with pytest.raises(StopIteration):
+            next(passing)
+        assert loader.cursor.n_batches == 4
+
+
+def test_one_loader_may_be_iterated_by_two(windows: Windows) -> None:
+    """Both are of the same epoch; the next pass is of the next one."""
+    loader = windows.loader(32, mode="shuffled")
+    whole = numbers_of(windows.loader(32, mode="shuffled"))
+    pairs = list(zip(loader, loader, strict=True))
+    assert numbers_of(one for one, _ in pairs) == numbers_of(other for _, other in pairs) == whole
+    assert loader.cursor.epoch == 1
+
+
+def _send_rest(passing: Iterator[Batch], pipe: Any) -> None:
+    pipe.send([(batch.numbers.tolist(), float(batch.signals["eeg"].sum())) for batch in passing])
+
+
+@forks
+def test_a_child_goes_on_with_its_parent_s_pass(windows: Windows) -> None:
+    """Forked in the middle of an epoch, it reads the rest as the parent does."""
+    context = multiprocessing.get_context("fork")
+    passing = iter(windows.loader(8, mode="shuffled", threads=3))
+    held = [next(passing) for _ in range(4)]
+    mine, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_send_rest, args=(passing, theirs))
+    child.start()
+    assert mine.poll(60)
+    rest = mine.recv()
+    child.join(60)
+    assert child.exitcode == 0
+    for end in (child, mine, theirs):
+        end.close()
+    assert [(batch.numbers.tolist(), float(batch.signals["eeg"].sum())) for batch in passing] == rest
+    assert len(rest) == 11
+    for batch in held:
+        assert_rows(batch, windows.read(batch.numbers.numpy()))
+
+
+def test_threads_end_with_the_pass(windows: Windows) -> None:
+    """As many as were asked for, and none when it is broken off."""
+    for _ in windows.loader(4, threads=3, memory="50 MB"):
+        names = [thread.name for thread in threading.enumerate() if thread.name.startswith("engram-read")]
+        assert names == ["engram-read-0", "engram-read-1", "engram-read-2"]
+        break
+    assert not any(thread.name.startswith("engram") for thread in threading.enumerate())
+
+
+# What a model is given.
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("signal", ["eeg", "stim", "image", "betas"])
+def test_a_model_is_given_the_dtype_it_asks_for(kinds: Store, signal: str, dtype: Any) -> None:
+    """Floats of all precisions, frames, volumes, a bank's images: what PyTorch makes of them, to the bit."""
+    where = {"subject": tuple(f"sentence-{i}" for i in range(7))} if signal == "eeg" else {}
+    n_samples = {"eeg": None, "stim": 40, "image": 2, "betas": 1}[signal]
+    spec = FixedWindows(signal=signal, window_size_samples=n_samples, where=where)
+    windows = kinds.windows(spec, same_form=False)
+    by: Any = {"mode": "groups", "by": "recording"} if signal == "stim" else {}
+    loader = windows.loader(3, dtype=dtype, **by)
+    for batch in loader:
+        as_stored = windows.read(batch.numbers.numpy()).signals[signal]
+        assert batch.signals[signal].dtype == getattr(torch, dtype)
+        assert torch.equal(batch.signals[signal], as_stored.to(getattr(torch, dtype)))
+    assert batch.signals[signal].is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_targets_keep_their_own_dtype(kinds: Store, windows: Windows, dtype: Any) -> None:
+    """A signal that is the target stays the integers it is stored as; a figure stays float32."""
+    frames = kinds.windows(STIMULUS, SignalTarget("robs"))
+    for batch in frames.loader(4, dtype=dtype):
+        assert batch.signals["stim"].dtype == getattr(torch, dtype)
+        assert batch.y is not None
+        assert batch.y.dtype == torch.int16
+        assert torch.equal(batch.y, frames.read(batch.numbers.numpy()).y)  # type: ignore[arg-type]  # a tensor
+    batch = next(iter(windows.loader(4, dtype=dtype)))
+    assert batch.y is not None
+    assert batch.y.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "bfloat16"])
+def test_a_rank_without_rows_is_given_the_same_forms(windows: Windows, dtype: Any) -> None:
+    """Tensors of no rows, of the dtype and shape that the others have."""
+    ranks = [windows.loader(7, dtype=dtype, rank=rank, world=3) for rank in range(3)]
+    *_, last = zip(*ranks, strict=True)
+    assert [len(batch) for batch in last] == [1, 0, 0]
+    assert {batch.n_global for batch in last} == {1}
+    assert {(x.signals["eeg"].dtype, *x.signals["eeg"].shape[1:]) for x in last} == {
+        (getattr(torch, dtype or "float32"), 4, 50)
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dtype": "float16"}, "no dtype='float16'. Use None or one of: float32, bfloat16"),
+        ({"dtype": torch.bfloat16}, "no dtype=torch.bfloat16. Use None or one of"),
+        ({"check": "md5"}, "no check='md5'. Use None or one of: crc"),
+        ({"check": True}, "no check=True. Use None or one of: crc"),
+        ({"threads": 0}, "0 threads read nothing. Use threads=1 or more"),
+        ({"threads": -2}, "-2 threads read nothing"),
+    ],
+)
+def test_settings_that_there_are_not_are_refused(windows: Windows, settings: Any, message: str) -> None:
+    """With those that there are."""
+    with pytest.raises(InputError, match=re.escape(message)):
+        windows.loader(4, **settings)
+    if "dtype" in settings:
+        with pytest.raises(InputError, match=re.escape(message)):
+            windows.iterable(4, **settings)
+
+
 def _digest(loader: Loader) -> list[tuple[list[int], float]]:
     return [(batch.numbers.tolist(), float(batch.signals["eeg"].sum())) for batch in loader]
 
@@ -218,18 +474,22 @@ def _hold(n_bytes: int, patch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_budget_lists_what_the_loader_holds(windows: Windows) -> None:
-    """Index, order, two batches and buffers are lines, and a batch is no larger than its line."""
-    loader = windows.loader(32, mode="groups", by="subject", memory="50 MiB")
+    """Index, order, batches and buffers are lines, and a batch is no larger than its line."""
+    loader = windows.loader(32, mode="groups", by="subject", memory="50 MiB", threads=2)
     lines = {line.name: line.n_bytes for line in loader.budget.spendings}
     batch: Batch = next(iter(loader))
 
     assert list(lines) == [
-        "index of windows", "order", "two batches of 32 windows", "buffers while one is read"
-    ]  # fmt: skip
+        "index of windows",
+        "order",
+        "windows looked up ahead",
+        "3 batches of 32 windows",
+        "buffers of 2 threads",
+    ]
     assert lines["index of windows"] == windows.index.n_bytes
     assert lines["order"] == loader.order.n_bytes > 4 * len(windows)
     # A target may take 8 bytes, and takes 4 here.
-    assert lines["two batches of 32 windows"] == 2 * (batch.n_bytes + 4 * 32)
+    assert lines["3 batches of 32 windows"] == 3 * (batch.n_bytes + 4 * 32)
 
 
 def test_what_the_process_holds_counts_where_all_there_is_is_shared(
@@ -244,7 +504,7 @@ def test_what_the_process_holds_counts_where_all_there_is_is_shared(
 @pytest.mark.parametrize("world", [1, 2])
 def test_what_does_not_fit_names_the_batch_size_that_does(windows: Windows, world: int) -> None:
     """The remedy can be followed: the batch size named fits, one more window per rank does not."""
-    with pytest.raises(DoesNotFit, match=f"two batches of {120 // world} windows") as caught:
+    with pytest.raises(DoesNotFit, match=f"2 batches of {120 // world} windows") as caught:
         windows.loader(120, memory="76 KiB", world=world)
     found = re.search(r"Use batch_size=(\d+) or less", str(caught.value))
     assert found is not None
@@ -255,6 +515,112 @@ def test_what_does_not_fit_names_the_batch_size_that_does(windows: Windows, worl
     windows.loader(batch_size, memory="76 KiB", world=world)
     with pytest.raises(DoesNotFit):
         windows.loader(batch_size + 1, memory="76 KiB", world=world)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    memory=st.integers(6_000, 250_000),
+    world=st.integers(1, 3),
+    dtype=st.sampled_from([None, "bfloat16"]),
+    check=st.sampled_from([None, "crc"]),
+)
+def test_the_batch_size_that_is_named_fits_exactly(
+    windows: Windows, memory: int, world: int, dtype: Any, check: Any
+) -> None:
+    """Over budgets, ranks, dtypes and checks: it fits, one window more does not."""
+
+    def fits(batch_size: int) -> bool:
+        try:
+            windows.loader(batch_size, memory=memory, world=world, dtype=dtype, check=check)
+        except DoesNotFit as error:
+            found = re.search(r"Use batch_size=(\d+) or less", str(error))
+            named.append(int(found[1]) if found else 0)
+            return False
+        return True
+
+    named: list[int] = []
+    if not fits(120):
+        (batch_size,) = named
+        assert 0 <= batch_size < 120
+        assert not fits(batch_size + 1)
+        assert not batch_size or fits(batch_size)
+
+
+@pytest.mark.parametrize("check", [None, "crc"])
+def test_the_budget_decides_how_many_batches_and_threads(windows: Windows, check: Any) -> None:
+    """A thread for every batch but one, two batches more than threads where there is room; all lines fit."""
+
+    def sizes(memory: int) -> tuple[int, int]:
+        loader = windows.loader(30, memory=memory, threads=3, check=check)
+        assert loader.budget.left_bytes >= 0
+        return loader.sizes.n_slots, loader.sizes.n_threads
+
+    lines = {
+        line.name: line.n_bytes
+        for line in windows.loader(30, memory="1 GB", threads=3, check=check).budget.spendings
+    }
+    of_slot, of_thread = lines.pop("4 batches of 30 windows") // 4, lines.pop("buffers of 3 threads") // 3
+    held = sum(lines.values())
+    assert ("checksums" in lines) == (check == "crc")
+    assert of_thread >= windows.scratch_bytes()
+    assert check is None or of_thread >= windows.store.extent("sub-0", "eeg").part.grid.block_bytes
+
+    for n_slots, n_threads in ((4, 3), (3, 2), (2, 1)):
+        memory = held + n_slots * of_slot + n_threads * of_thread
+        assert sizes(memory) == (n_slots, n_threads)
+        if n_slots > 2:
+            assert sizes(memory - 1) < (n_slots, n_threads)
+        else:
+            with pytest.raises(DoesNotFit):
+                sizes(memory - 1)
+    assert windows.loader(8, memory="1 GB", threads=3).sizes.n_slots == 5
+    assert windows.loader(120, memory="1 GB", threads=3).sizes.n_slots == 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "check"), [(None, None), (None, "crc"), ("bfloat16", None), ("float32", "crc")]
+)
+@pytest.mark.parametrize("kind", ["eeg", "sentences", "stimulus", "volumes"])
+def test_a_loader_holds_no_more_than_its_lines(kinds: Store, kind: str, dtype: Any, check: Any) -> None:
+    """Over two epochs, with the last batch of the first still in hand when the second begins."""
+    spec = {
+        "eeg": FixedWindows(
+            signal="eeg",
+            window_size_samples=200,
+            window_stride_samples=20,
+            where={"subject": ("eeg-129",)},
+        ),
+        "sentences": SENTENCES,
+        "stimulus": STIMULUS,
+        "volumes": FixedWindows(signal="betas", window_size_samples=1),
+    }[kind]
+    windows = kinds.windows(spec, SignalTarget("robs") if kind == "stimulus" else None)
+    batch_size = {"eeg": 16, "sentences": 3, "stimulus": 4, "volumes": 1}[kind]
+    loader = windows.loader(
+        batch_size,
+        mode="shuffled",
+        drop_last=False,
+        dtype=dtype,
+        check=check,
+        memory="200 MB",
+        threads=2,
+    )
+    numbers_of(loader)  # files and tables are open
+    held = {"index of windows", "order", "checksums"}
+    lines = {line.name: line.n_bytes for line in loader.budget.spendings if line.name not in held}
+
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    for _ in range(2):
+        for batch in loader:
+            assert len(batch)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    gc.enable()
+    # Threads, futures and other objects of Python are some kilobytes.
+    assert peak_bytes <= sum(lines.values()) + 128 * 1024
+    assert peak_bytes >= max(lines.values()) / 2
 
 
 def test_where_not_even_one_window_fits_the_budget_must_grow(windows: Windows) -> None:

@@ -61,7 +61,8 @@ def test_a_batch_is_its_windows_read_one_by_one(kinds: Store, data: st.DataObjec
         start = data.draw(st.integers(0, n_samples))
         rows.append((name, start, data.draw(st.integers(0, min(n_samples - start, 64)))))
 
-    batch = Reader(kinds, tables.ids).read(located(tables, signal, rows), signal)
+    reader = Reader(kinds, tables.ids)
+    batch = reader.read(reader.find(located(tables, signal, rows), signal))
 
     expected = stacked(kinds, signal, rows)
     assert batch.dtype == expected.dtype
@@ -77,7 +78,8 @@ def test_one_batch_may_mix_precisions(kinds: Store) -> None:
         "float16", "bfloat16", "float32", "int16"
     }  # fmt: skip
 
-    batch = Reader(kinds, tables.ids).read(located(tables, "eeg", rows), "eeg")
+    reader = Reader(kinds, tables.ids)
+    batch = reader.read(reader.find(located(tables, "eeg", rows), "eeg"))
 
     np.testing.assert_array_equal(batch, stacked(kinds, "eeg", rows), strict=True)
     for row, (_, _, length) in zip(batch, rows, strict=True):
@@ -89,7 +91,7 @@ def test_signals_of_another_form_share_no_batch(kinds: Store) -> None:
     tables = tables_of(kinds)
     rows = [("session-0", 0, 4), ("session-1", 0, 4)]
     with pytest.raises(InputError, match=r"\(20,\).*\(21,\).*Use mode='groups' with by='recording'"):
-        Reader(kinds, tables.ids).read(located(tables, "robs", rows), "robs")
+        Reader(kinds, tables.ids).find(located(tables, "robs", rows), "robs")
 
 
 def test_a_store_cut_short_under_its_reader_is_an_error(kinds_path: Path, tmp_path: Path) -> None:
@@ -100,13 +102,13 @@ def test_a_store_cut_short_under_its_reader_is_an_error(kinds_path: Path, tmp_pa
         tables = tables_of(store)
         where = located(tables, "eeg", [("eeg-129", 2900, 100)])
         reader = Reader(store, tables.ids)
-        reader.read(where, "eeg")
+        reader.read(reader.find(where, "eeg"))
         extent = store.extent("eeg-129", "eeg")
         file = path / extent.part.file
         with file.open("r+b") as opened:
             opened.truncate((extent.start + 2950) * extent.part.grid.sample_bytes)
         with pytest.raises(StoreDamaged, match="Run engram verify"):
-            reader.read(where, "eeg")
+            reader.read(reader.find(where, "eeg"))
 
 
 @pytest.mark.parametrize("name", ["sentence-0", "sentence-4", "sentence-5", "sentence-6", "session-0"])
@@ -116,11 +118,13 @@ def test_reading_takes_no_more_memory_than_it_says(kinds: Store, name: str) -> N
     tables = tables_of(kinds)
     reader = Reader(kinds, tables.ids)
     where = located(tables, signal, [(name, 0, 300)] * 32)
-    reader.read(where, signal)
-    predicted = 32 * sum(reader.stored(name, signal).n_bytes(300))
+    reads = reader.find(where, signal)
+    reader.read(reads)
+    stored = reader.stored(name, signal)
+    predicted = 32 * stored.n_bytes(300) + stored.scratch_bytes(300)
 
     tracemalloc.start()
-    batch = reader.read(where, signal)
+    batch = reader.read(reads)
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 

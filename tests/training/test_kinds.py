@@ -196,7 +196,7 @@ class Pooled(nn.Module):
 def test_volumes_of_9_mb_predict_a_number(prepared: Callable[[Arrays], Store], tmp_path: Path) -> None:
     """Stored integers reach the network as float32; the target is a figure of the user's per volume."""
     windows = prepared(volumes(4)).windows(FixedWindows(signal="betas", window_size_samples=1))
-    assert windows.batch_bytes(1)[0] == pytest.approx(2 * 2_250_000, rel=0.01)  # as the integers they are
+    assert windows.batch_bytes(1) == pytest.approx(2 * 2_250_000, rel=0.01)  # as the integers they are
     sides = windows.with_targets(np.tile([0.0, 1.0, 2.0], 4)).split(Split(test=Side(values=("volumes-3",))))
 
     fitted = fit_and_show(Pooled(), sides, tmp_path, epochs=2, batch_size=3)

@@ -4,6 +4,7 @@ import math
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -16,13 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import engram.windows.index as index_module
 from engram.errors import InputError
 from engram.testing.tables import ToySignal, make_tables
 from engram.units import seconds_to_samples
+from engram.windows.cutting import Cutting, Located
 from engram.windows.index import WindowIndex, build_index
 from engram.windows.spec import EventWindows, FixedWindows, Span
 from engram.windows.tables import SignalTable, Tables
-from engram.windows.targets import EventColumn, RecordingColumn, SignalTarget, TimeTo
+from engram.windows.targets import EventColumn, RecordingColumn, SignalTarget, Target, TimeTo
 
 Recordings = Mapping[str, Mapping[str, ToySignal]]
 Events = Mapping[str, list[dict[str, Any]]]
@@ -225,6 +228,7 @@ def test_every_window_is_where_a_list_of_them_says(
         _assert_same(some, expected, np.arange(len(expected)))
         shuffled = np.array(data.draw(st.permutations(range(len(expected)))), np.int64)
         _assert_same(some, [expected[i] for i in shuffled], shuffled)
+        _assert_lengths(some, expected)
         for column in ("trial", "recording"):
             found = some.column(column)
             assert [found.values[code] for code in found.codes] == [window[column] for window in expected]
@@ -238,6 +242,18 @@ def _assert_same(index: WindowIndex, windows: list[dict[str, Any]], numbers: NDA
     for name in index.spec.signals:
         starts, lengths = located.starts[name].tolist(), located.lengths[name].tolist()
         assert list(zip(starts, lengths, strict=True)) == [window["spans"][name] for window in windows]
+
+
+def _assert_lengths(index: WindowIndex, windows: list[dict[str, Any]]) -> None:
+    """Compare what stretches tell with every window, two stretches at a time."""
+    for name in index.spec.signals:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(index_module, "_AT_ONCE", 2)
+            found = [np.repeat(lengths[name], n_windows) for n_windows, lengths in index.lengths()]
+        expected = [window["spans"][name][1] for window in windows]
+        assert [length for some in found for length in some.tolist()] == expected
+    recordings = sorted({window["recording"] for window in windows})
+    assert [index.tables.ids[i] for i in index.recordings.tolist()] == recordings
 
 
 def test_frames_with_lags_stand_beside_bins_of_spikes() -> None:
@@ -546,15 +562,46 @@ def _many(n_recordings: int, n_samples: int, events: pa.Table | None = None) -> 
     return Tables(ids, ids, fields, {"eeg": eeg}, make_tables({}).events if events is None else events)
 
 
+def _built(tables: Tables, spec: Spec, target: Target) -> tuple[WindowIndex, int, int]:
+    """Build an index, and give what was held then and at most meanwhile, by Python's own count."""
+    tracemalloc.start()
+    index = build_index(tables, spec, target)
+    held_bytes, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return index, held_bytes, peak_bytes
+
+
 def test_ten_million_sliding_windows_take_less_than_a_megabyte() -> None:
-    """An index of sliding windows grows with recordings, not with windows."""
+    """An index of sliding windows grows with recordings, not with windows; built with a byte of each."""
     spec = FixedWindows(signal="eeg", window_size_samples=400, window_stride_samples=100)
-    index = build_index(_many(26_000, 39_000), spec, RecordingColumn("age"))
+    index, held_bytes, peak_bytes = _built(_many(26_000, 39_000), spec, RecordingColumn("age"))
     assert len(index) >= 10_000_000
     assert index.n_bytes < 1_000_000
+    assert held_bytes < 1_000_000
+    assert peak_bytes < 2 * len(index)
     last = index.locate([len(index) - 1])
     assert last.recording.tolist() == [25_999]
     assert last.starts["eeg"].tolist() == [38_600]
+
+
+def test_admissible_trials_are_not_looked_at_window_by_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten million windows two of each recording are placed to build their index, of one with a gap all."""
+    placed, lay = [], Cutting.lay
+
+    def counting(cutting: Cutting, origin: NDArray[np.int32], i_window: NDArray[np.int64]) -> Located:
+        placed.append(len(origin))
+        return lay(cutting, origin, i_window)
+
+    tables = _many(26_000, 39_000)
+    eeg = replace(tables.signals["eeg"], gaps={17: np.array([[0, 1]], np.int64)})
+    monkeypatch.setattr(Cutting, "lay", counting)
+    spec = FixedWindows(signal="eeg", window_size_samples=400, window_stride_samples=100)
+    index = build_index(replace(tables, signals={"eeg": eeg}), spec)
+
+    of_one = 387
+    assert len(index) == index.stretches.bounds[-1] > 10_000_000
+    assert [(refusal.recording, refusal.n) for refusal in index.refusals] == [("000017", 1)]
+    assert sum(placed) == 2 * 26_000 + of_one
 
 
 def test_a_million_event_windows_take_less_than_32_megabytes() -> None:
@@ -570,9 +617,12 @@ def test_a_million_event_windows_take_less_than_32_megabytes() -> None:
     )
     tables = _many(n_recordings, 40_000, events)
     spec = EventWindows(signal="eeg", anchor=("square",), trial_duration_s=2.0)
-    index = build_index(tables, spec, EventColumn("description", "classification"))
+    target = EventColumn("description", "classification")
+    index, held_bytes, peak_bytes = _built(tables, spec, target)
     assert len(index) == 1_000_000
     assert index.n_bytes < 20.1 * len(index) < 32_000_000
+    assert held_bytes < 32_000_000
+    assert peak_bytes < 80 * len(index)
     # What is pickled beside the tables is what the index says that it holds.
     held = len(pickle.dumps(index)) - len(pickle.dumps(tables))
     assert math.isclose(held, index.n_bytes, rel_tol=0.01)

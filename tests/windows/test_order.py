@@ -220,6 +220,18 @@ def test_numbers_of_numpy_name_the_same_batch(mode: Mode) -> None:
     assert same.tolist() == make(300, 16, mode, seed=5).batch(2, 1).tolist()
 
 
+@given(orders(), st.integers(0, 5), st.data())
+def test_many_batches_at_once_are_the_single_ones(order: Order, epoch: int, data: st.DataObject) -> None:
+    """Neighbours, or every so many-th as one of several workers asks for them; none give none."""
+    first, step = data.draw(st.integers(0, order.n_batches)), data.draw(st.integers(1, 9))
+    numbers = range(first, data.draw(st.integers(first, order.n_batches)), step)
+
+    batches = order.batches(epoch, numbers)
+
+    assert [batch.tolist() for batch in batches] == [order.batch(epoch, n).tolist() for n in numbers]
+    assert all(batch.dtype == np.int64 for batch in batches)
+
+
 def test_sequential_is_by_number() -> None:
     """Mode sequential goes through the windows by number."""
     assert epoch_of(make(7, 3, "sequential")) == [[0, 1, 2], [3, 4, 5], [6]]
@@ -511,6 +523,8 @@ def test_batches_and_ranks_that_do_not_exist_are_refused() -> None:
     for epoch, number in ((0, 3), (0, -1), (-1, 0)):
         with pytest.raises(InputError, match="Ask for batches 0 to 2"):
             order.batch(epoch, number)
+        with pytest.raises(InputError, match=f"no batch {number} of epoch {epoch}"):
+            order.batches(epoch, [number])
     for rank, world in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(InputError, match=f"no rank {rank} among {world}"):
             order.share(0, 0, rank, world)

@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from engram.batches.batch import Batch
-from engram.batches.loader import check_place, read_share
+from engram.batches.engine import Engine, Sizes
+from engram.batches.loader import Share, check_place, check_settings
+from engram.batches.reading import Dtype
 from engram.errors import InputError
 from engram.windows.cutting import Located
 from engram.windows.order import Order
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from engram.batches.windows import Windows
 
 __all__ = ["Item", "WindowDataset", "WindowStream"]
+
+_N_SLOTS = 3
+"""Batches that each worker holds: in use, ready, and in work. DataLoader holds more of them on its own."""
 
 Item: TypeAlias = tuple[Any, Any, list[int]]
 """X, y and [i_window_in_trial, i_start_in_trial, i_stop_in_trial]; see ``WindowDataset``."""
@@ -129,13 +134,15 @@ class WindowStream(IterableDataset[Batch]):
         What is read. Their store stays the caller's to close.
     order
         Which windows each batch holds.
+    dtype
+        As for ``Loader``.
     rank, world
         This process's number among those that share every batch, and how many there are.
 
     Raises
     ------
     InputError
-        If the order is not of these windows, or there is no such rank.
+        If the order is not of these windows, or there is no such rank or dtype.
 
     Notes
     -----
@@ -143,14 +150,19 @@ class WindowStream(IterableDataset[Batch]):
     before a pass, as with PyTorch's ``DistributedSampler``.
     """
 
-    def __init__(self, windows: Windows, order: Order, *, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, windows: Windows, order: Order, *, dtype: Dtype | None = None, rank: int = 0, world: int = 1
+    ) -> None:
         check_place(windows, order, rank, world)
+        check_settings(dtype, None, None)
         self.windows = windows
         """What is read."""
         self.order = order
         """Which windows each batch holds."""
         self.rank, self.world = rank, world
         """This process's number, and how many share every batch."""
+        self.dtype = dtype
+        """What a model is given, if not what is stored."""
         # In shared memory, for workers that live on from epoch to epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]  # torch's
 
@@ -164,9 +176,10 @@ class WindowStream(IterableDataset[Batch]):
         worker = get_worker_info()
         # DataLoader takes one batch of each worker in turn, so in turn they share the batches.
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        epoch = int(self._epoch)
-        for number in range(first, len(self), step):
-            yield read_share(self.windows, self.order, epoch, number, rank=self.rank, world=self.world)
+        share = Share(self.windows, self.order, int(self._epoch), self.rank, self.world, self.dtype)
+        n_rows = -(-min(self.order.batch_size, self.order.n_windows) // self.world)
+        sizes = Sizes(_N_SLOTS, self.windows.batch_bytes(n_rows, self.dtype), n_threads=1)
+        yield from Engine(share, range(first, len(self), step), sizes)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the passes that begin from now on.

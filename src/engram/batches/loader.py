@@ -1,26 +1,40 @@
 """Loader: the batches of an order, one after another, within a memory budget.
 
-This module decides what a loader holds and where it is in its order. It reads a batch when it
-is asked for one, in the caller's process: nothing is read ahead.
+This module decides how much a loader holds, and where it is in its order. What is read ahead of
+the caller, ``engram.batches.engine`` decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from engram.batches.batch import Batch
+from engram.batches.engine import AHEAD_BATCHES, SPARE_SLOTS, Engine, Sizes
+from engram.batches.reading import Dtype, Reads
 from engram.errors import DoesNotFit, InputError
 from engram.memory import read_usage
 from engram.memory.budget import Budget
+from engram.store.gather import Ranges, hint
 from engram.units import format_bytes
 from engram.windows.order import Cursor, Order
 
 if TYPE_CHECKING:
     from engram.batches.windows import Windows
 
-__all__ = ["Loader", "shared_budget"]
+__all__ = ["Check", "Loader", "shared_budget"]
+
+Check: TypeAlias = Literal["crc"]
+"""What is compared while windows are read: every block that is touched with its CRC32C."""
+
+_FOUND_BYTES = 256
+"""What is held per window and signal that was looked up ahead: four times five numbers, and more."""
 
 
 class Loader:
@@ -38,6 +52,14 @@ class Loader:
         Which windows each batch holds.
     budget
         What the loader may hold; None: ``shared_budget`` of what there is.
+    dtype
+        What a model is given: ``"float32"`` or ``"bfloat16"``; None: float32 where floats are stored,
+        else the stored integers. A target keeps its own.
+    check
+        ``"crc"``: compare every block of 128 KiB that a window touches with its checksum first; None:
+        trust the disk.
+    threads
+        How many read; None: as many as there are cores for this process, at most 4.
     rank, world
         This process's number among those that share every batch, and how many there are: rank r
         gets rows r, r + world, ... of each batch.
@@ -45,14 +67,17 @@ class Loader:
     Raises
     ------
     DoesNotFit
-        If index, order and batches take more than the budget leaves.
+        If index, order and two batches take more than the budget leaves.
     InputError
-        If the order is not of these windows, or there is no such rank.
+        If the order is not of these windows, there is no such rank, or a setting is out of range.
 
     Notes
     -----
-    The same batches in the same order in every process and after ``fork`` or pickling. Several
-    loaders of the same windows do not disturb each other; one loader is for one thread.
+    The same batches in the same order in every process and after ``fork`` or pickling, whatever
+    the budget and the number of threads. A batch owns its memory: hold on to it for as long as
+    you like; what is held beyond the one in use and the one before it is beside the budget. Several
+    loaders of the same windows do not disturb each other; one loader is for one thread. An error
+    of the store is raised in the place of the batch that could not be read.
 
     Examples
     --------
@@ -77,18 +102,27 @@ class Loader:
         order: Order,
         *,
         budget: Budget | None = None,
+        dtype: Dtype | None = None,
+        check: Check | None = None,
+        threads: int | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         check_place(windows, order, rank, world)
+        check_settings(dtype, check, threads)
         self.windows = windows
         """What is read."""
         self.order = order
         """Which windows each batch holds."""
         self.rank, self.world = rank, world
         """This process's number, and how many share every batch."""
-        self.budget = _plan(windows, order, budget or shared_budget(None, windows, order), world)
-        """What was allowed, and the lines that the loader plans to hold."""
+        self.dtype = dtype
+        """What a model is given, if not what is stored."""
+        self.check = check
+        """What is compared while windows are read."""
+        self.sizes, self.budget = _plan(self, budget or shared_budget(None, windows, order), threads)
+        """How many batches are held and how many threads read; what was allowed, and the lines that
+        the loader plans to hold."""
         self._cursor = Cursor(order.fingerprint)
         self._is_loaded = False
 
@@ -103,14 +137,21 @@ class Loader:
         # iterators that it never uses, and they must not use up a place that was loaded.
         cursor = self._cursor if self._is_loaded else replace(self._cursor, n_batches=0)
         self._is_loaded, epoch = False, cursor.epoch
-        for number in range(cursor.n_batches, len(self)):
-            batch = read_share(self.windows, self.order, epoch, number, rank=self.rank, world=self.world)
-            # Moved before the batch is handed out: nobody may ask again after the last one
-            # (Lightning, which knows the length, does not).
-            is_last = number + 1 == len(self)
-            place = (epoch + 1, 0) if is_last else (epoch, number + 1)
-            self._cursor = Cursor(self.order.fingerprint, *place)
-            yield batch
+        share = Share(self.windows, self.order, epoch, self.rank, self.world, self.dtype, self.check)
+        numbers = range(cursor.n_batches, len(self))
+        batches = iter(Engine(share, numbers, self.sizes))
+        for number in numbers:
+            # No name for the batch: its memory is used again once the caller lets go of it.
+            yield self._moved(epoch, number, next(batches))
+
+    def _moved(self, epoch: int, number: int, batch: Batch) -> Batch:
+        """Move the cursor past a batch, before it is handed out.
+
+        Nobody may ask again after the last one: Lightning, which knows the length, does not.
+        """
+        is_last = number + 1 == len(self)
+        self._cursor = Cursor(self.order.fingerprint, *((epoch + 1, 0) if is_last else (epoch, number + 1)))
+        return batch
 
     @property
     def cursor(self) -> Cursor:
@@ -176,10 +217,52 @@ def check_place(windows: Windows, order: Order, rank: int, world: int) -> None:
         raise InputError(f"There is no rank {rank} among {world}. Use 0 <= rank < world.")
 
 
-def read_share(windows: Windows, order: Order, epoch: int, number: int, *, rank: int, world: int) -> Batch:
-    """Read one rank's rows of one batch of an order; there may be none."""
-    whole = order.batch(epoch, number)
-    return replace(windows.read(whole[rank::world]), n_global=len(whole))
+def check_settings(dtype: Dtype | None, check: Check | None, threads: int | None) -> None:
+    """Refuse settings that there are not.
+
+    Raises
+    ------
+    InputError
+        If one is none.
+    """
+    for name, value, choices in (("dtype", dtype, get_args(Dtype)), ("check", check, get_args(Check))):
+        if value is not None and value not in choices:
+            raise InputError(f"There is no {name}={value!r}. Use None or one of: {', '.join(choices)}.")
+    if threads is not None and threads < 1:
+        raise InputError(f"{threads} threads read nothing. Use threads=1 or more.")
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One rank's rows of the batches of one epoch: what an engine reads from."""
+
+    windows: Windows
+    """What is read."""
+    order: Order
+    """Which windows each batch holds."""
+    epoch: int
+    """Of the order."""
+    rank: int = 0
+    """This process's number among those that share every batch."""
+    world: int = 1
+    """How many they are."""
+    dtype: Dtype | None = None
+    """What a model is given, if not what is stored."""
+    check: Check | None = None
+    """What is compared while windows are read."""
+
+    def find(self, numbers: Sequence[int]) -> Iterator[Reads]:
+        """Say what has to be read for batches, ascending; of some there may be no row for this rank."""
+        for whole in self.order.batches(self.epoch, numbers):
+            yield self.windows.find(whole[self.rank :: self.world], n_global=len(whole), dtype=self.dtype)
+
+    def hint(self, ranges: Ranges) -> None:
+        """Let the kernel read some of it ahead."""
+        hint(self.windows.store.backend, ranges)
+
+    def fill(self, reads: Reads, buffer: NDArray[np.uint8], progress: Callable[[Ranges], None]) -> Batch:
+        """Read a batch into a buffer."""
+        return self.windows.fill(reads, buffer, is_checked=self.check is not None, progress=progress)
 
 
 def shared_budget(memory: int | str | None, windows: Windows, order: Order) -> Budget:
@@ -201,25 +284,46 @@ def shared_budget(memory: int | str | None, windows: Windows, order: Order) -> B
     return Budget.of(memory).spend("this process", max(0, held_bytes))
 
 
-def _plan(windows: Windows, order: Order, budget: Budget, world: int) -> Budget:
-    """Spend the lines of a loader; what does not fit names the batch size that does."""
-    n_rows = -(-min(order.batch_size, order.n_windows) // world)
-    batch_bytes, scratch_bytes = windows.batch_bytes(n_rows)
-    lines = {
-        "index of windows": windows.index.n_bytes,
-        "order": order.n_bytes,
-        f"two batches of {n_rows} windows": 2 * batch_bytes,  # one is read while the last is in use
-        "buffers while one is read": scratch_bytes,
-    }
-    needed_bytes = sum(lines.values())
-    if needed_bytes > budget.left_bytes:
-        per_batch_bytes = 2 * batch_bytes + scratch_bytes
-        left_bytes = budget.left_bytes - (needed_bytes - per_batch_bytes)
-        n_fitting = left_bytes * n_rows // per_batch_bytes
-        raise _does_not_fit(budget, lines, n_fitting * world)
-    for name, n_bytes in lines.items():
+def _plan(loader: Loader, budget: Budget, threads: int | None) -> tuple[Sizes, Budget]:
+    """Choose how much is read ahead; if two batches are too many, name the batch size that fits."""
+    windows, order = loader.windows, loader.order
+    n_rows = -(-min(order.batch_size, order.n_windows) // loader.world)
+    n_signals = len(windows.index.spec.signals)
+    # Beside the signals: numbers, target and lengths; and what was found out about it beforehand.
+    row_bytes, found_bytes = 8 * (2 + n_signals), _FOUND_BYTES * n_signals
+    slot_bytes = windows.batch_bytes(n_rows, loader.dtype)
+    scratch_bytes = windows.scratch_bytes(loader.dtype, is_checked=loader.check is not None)
+    held = {"index of windows": windows.index.n_bytes, "order": order.n_bytes}
+    if loader.check is not None:
+        held["checksums"] = sum(checksums.nbytes for checksums in windows.store.checksums.values())
+    if scales_bytes := windows.scales_bytes:
+        held["scales of int16"] = scales_bytes
+    left_bytes = budget.left_bytes - sum(held.values()) - AHEAD_BATCHES * n_rows * found_bytes
+    of_slot = slot_bytes + n_rows * row_bytes
+    n_threads = threads or min(4, _count_cores())
+    while (n_slots := (left_bytes - n_threads * scratch_bytes) // of_slot) <= n_threads and n_threads > 1:
+        n_threads -= 1
+    sizes = Sizes(max(2, min(n_slots, n_threads + SPARE_SLOTS, order.n_batches)), slot_bytes, n_threads)
+    held["windows looked up ahead"] = AHEAD_BATCHES * n_rows * found_bytes
+    held[f"{sizes.n_slots} batches of {n_rows} windows"] = sizes.n_slots * of_slot
+    held[f"buffers of {n_threads} threads"] = n_threads * scratch_bytes
+    if n_slots < 2:
+
+        def needed_bytes(n: int) -> int:
+            signals_bytes = windows.batch_bytes(n, loader.dtype)
+            return AHEAD_BATCHES * n * found_bytes + 2 * (signals_bytes + n * row_bytes)
+
+        for_rows = left_bytes + AHEAD_BATCHES * n_rows * found_bytes - scratch_bytes
+        n_fitting = bisect_right(range(1, n_rows), for_rows, key=needed_bytes)
+        raise _does_not_fit(budget, held, n_fitting * loader.world)
+    for name, n_bytes in held.items():
         budget = budget.spend(name, n_bytes)
-    return budget
+    return sizes, budget
+
+
+def _count_cores() -> int:
+    """Count the cores that this process may use: a SLURM job has some of a node's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _does_not_fit(budget: Budget, lines: Mapping[str, int], batch_size: int) -> DoesNotFit:

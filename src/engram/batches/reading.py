@@ -1,40 +1,37 @@
 """Reading: the tables of a store as values for windows, and windows as arrays.
 
-This module decides how the samples of many windows get into one array: every window by one
-read into its row, decoded together, once per precision. Which windows, and when, is left to
-``engram.windows`` and ``engram.batches.loader``.
+This module decides which samples of which parts make up the rows of one array, and what form
+that array has. How they get there is ``engram.store.gather``'s; which windows, and when, is
+left to ``engram.windows`` and ``engram.batches.loader``.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from engram.errors import InputError
-from engram.store.precision import Precision, Scaling, decode
+from engram.errors import InputError, StoreDamaged
+from engram.store.backend import Part
+from engram.store.gather import Ranges, check, gather, scratch_bytes
+from engram.store.precision import Precision, Scaling
 from engram.store.reader import Extent, Store
+from engram.store.tables import codes_of, numbers_of
 from engram.windows.cutting import Located
 from engram.windows.tables import SignalTable, Tables
 
-__all__ = ["Reader", "Stored", "tables_of"]
+__all__ = ["Dtype", "Reader", "Reads", "SignalReads", "Stored", "align", "tables_of"]
 
-_DECODING: Mapping[Precision, int] = {
-    "exact": 0,
-    "float32": 0,
-    "float16": 4,
-    "bfloat16": 4 + 4,  # widened to 32 bits, then shifted
-    "int16": 8 + 8,  # times scale, plus offset; both are gone when the last result is narrowed
-}
-"""Bytes per value that ``engram.store.precision.decode`` holds at most, beside its argument."""
+Dtype: TypeAlias = Literal["float32", "bfloat16"]
+"""What a model may be given instead of what is stored: integers too, then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,40 +50,123 @@ class Stored:
     """True if one sample is one value of each channel: axes (time, channel)."""
 
     @property
+    def rows_shape(self) -> tuple[int, ...]:
+        """Shape of a bank's rows in one sample; empty without a bank, or where a sample is one row."""
+        return () if self.numbers is None else self.numbers.part.grid.sample_shape
+
+    @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample as it is delivered."""
-        of_bank = () if self.numbers is None else self.numbers.part.grid.sample_shape
-        return of_bank + self.extent.part.grid.sample_shape
+        return self.rows_shape + self.extent.part.grid.sample_shape
 
     @property
     def dtype(self) -> str:
         """NumPy's name of the dtype that is delivered."""
         return self.extent.part.grid.dtype if self.extent.precision == "exact" else "float32"
 
-    def n_bytes(self, n_samples: int) -> tuple[int, int]:
-        """Predict what one window takes in a batch, and beside it while it is read.
+    def n_bytes(self, n_samples: int, dtype: Dtype | None = None) -> int:
+        """Predict what one window takes in a batch.
 
         Parameters
         ----------
         n_samples
             Length of the window, zeros included.
-
-        Returns
-        -------
-        tuple of int and int
-            Bytes of the window in the batch, and of the buffers it passes through. A batch of
-            several precisions is put together in one buffer more, of its own size.
+        dtype
+            What it is delivered as; None: ``self.dtype``.
         """
-        n_values = n_samples * math.prod(self.sample_shape)
-        stored_bytes = np.dtype(self.extent.part.grid.dtype).itemsize
-        value_bytes = np.dtype(self.dtype).itemsize
-        decoding_bytes = _DECODING[self.extent.precision]
-        # Stored and decoded values are there before the batch, and the decoded ones while they are turned.
-        turning_bytes = (value_bytes if decoding_bytes else stored_bytes) if self.is_channels else 0
-        scratch_bytes = n_values * max(stored_bytes + decoding_bytes - value_bytes, turning_bytes)
-        if self.extent.precision == "int16":
-            scratch_bytes += 2 * 8 * (self.sample_shape or (1,))[-1]  # the window's own scale and offset
-        return n_values * value_bytes, scratch_bytes
+        return n_samples * math.prod(self.sample_shape) * _item_bytes(dtype or self.dtype)
+
+    def scratch_bytes(self, n_samples: int, dtype: Dtype | None = None) -> int:
+        """Predict the buffers that windows pass through while they are read, however many.
+
+        Parameters
+        ----------
+        n_samples
+            Length of the longest window.
+        dtype
+            What they are delivered as; None: ``self.dtype``.
+        """
+        grid, precision = self.extent.part.grid, self.extent.precision
+        n_at_once = n_samples if self.numbers is None else 1
+        return scratch_bytes(grid, precision, n_at_once, dtype or self.dtype, is_turned=self.is_channels)
+
+
+_CHUNK_BYTES = 8 * 10**6
+"""What is read at once: in a batch of 9 MB samples, the next one is asked for while one is read."""
+
+
+def align(n_bytes: int) -> int:
+    """Round bytes up, so that the next signal in the same buffer begins with a cache line."""
+    return -(-n_bytes // 64) * 64
+
+
+def _item_bytes(dtype: str) -> int:
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SignalReads:
+    """What has to be read of one signal for some windows, and the form of the array it goes to."""
+
+    ranges: tuple[Ranges, ...]
+    """The samples, by how they are stored."""
+    lengths: NDArray[np.int64]
+    """(window,) samples of each window."""
+    sample_shape: tuple[int, ...]
+    """Shape of one sample as it is delivered."""
+    rows_shape: tuple[int, ...]
+    """Shape of a bank's rows in one sample."""
+    dtype: str
+    """NumPy's name of the dtype that is delivered, or ``"bfloat16"``."""
+    is_channels: bool
+    """Whether channels are delivered before time."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(window, channel, time) if ``is_channels``, else (window, time, \\*sample shape)."""
+        longest = int(self.lengths.max())
+        if self.is_channels:
+            return (len(self.lengths), *self.sample_shape, longest)
+        return (len(self.lengths), longest, *self.sample_shape)
+
+    @property
+    def flat_shape(self) -> tuple[int, ...]:
+        """The same with a bank's rows one after another, also those of one sample."""
+        n_windows, longest = self.shape[:2]
+        of_row = self.sample_shape[len(self.rows_shape) :]
+        return (n_windows, longest * math.prod(self.rows_shape), *of_row)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the array."""
+        return math.prod(self.shape) * _item_bytes(self.dtype)
+
+    def over(self, buffer: NDArray[np.uint8]) -> NDArray[Any]:
+        """Give the array over the first bytes of a buffer."""
+        dtype = "uint16" if self.dtype == "bfloat16" else self.dtype
+        return buffer[: self.n_bytes].view(dtype).reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reads:
+    """What has to be read for one batch."""
+
+    numbers: NDArray[np.int64]
+    """(window,) numbers of the windows in their index."""
+    signals: Mapping[str, SignalReads]
+    """By signal, the target's too; empty where there is no window."""
+    n_global: int
+    """Windows of the whole batch over all ranks."""
+    dtype: Dtype | None = None
+    """What a model is given, if not what is stored."""
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def ranges(self) -> Iterator[Ranges]:
+        """All that is read, in the order in which it is."""
+        return (ranges for reads in self.signals.values() for ranges in reads.ranges)
 
 
 class Reader:
@@ -115,6 +195,7 @@ class Reader:
         self._axes = {
             row["part"]: tuple(row["axes"]) for row in store.table("parts", ["part", "axes"]).to_pylist()
         }
+        self._places: dict[str, _Places] = {}
 
     def stored(self, recording: str, signal: str) -> Stored:
         """Find where the samples of a signal are.
@@ -130,8 +211,8 @@ class Reader:
         is_single = numbers is None or not numbers.part.grid.sample_shape
         return Stored(extent, numbers, is_single and self._axes[extent.part.path] == ("time", "channel"))
 
-    def read(self, located: Located, signal: str) -> NDArray[Any]:
-        """Read one signal of some windows.
+    def find(self, located: Located, signal: str, dtype: Dtype | None = None) -> SignalReads:
+        """Find what has to be read of one signal for some windows.
 
         Parameters
         ----------
@@ -139,91 +220,203 @@ class Reader:
             Where the windows lie; at least one.
         signal
             Name of the signal.
-
-        Returns
-        -------
-        ndarray
-            C-contiguous (window, channel, time) where the stored axes are (time, channel), else
-            (window, time, \\*sample shape): float32 in the signal's unit, or the stored
-            integers. Time is that of the longest window; shorter ones are followed by zeros.
+        dtype
+            What to deliver; None: float32, or the stored integers.
 
         Raises
         ------
         InputError
             If the recordings' samples differ in form.
         StoreDamaged
-            If a file is missing or cut short.
+            If the numbers of a bank's rows cannot be read.
         """
-        places = [self.stored(self._recordings[r], signal) for r in located.recording.tolist()]
-        _check_same_form(places)
-        starts, lengths = located.starts[signal], located.lengths[signal]
-        whole: NDArray[Any] | None = None
-        for rows in _by_precision(places):
-            alike = [places[row] for row in rows]
-            values = self._read_alike(alike, starts[rows], lengths[rows], int(lengths.max()))
-            if places[0].is_channels:
-                values = np.ascontiguousarray(values.swapaxes(1, 2))
-            if len(rows) == len(places):
-                return values
-            whole = np.empty((len(places), *values.shape[1:]), values.dtype) if whole is None else whole
-            whole[rows] = values
-        assert whole is not None, "there is at least one window"
-        return whole
+        places = self._placed(signal)
+        recordings = located.recording
+        table = places.table[:, recordings]
+        forms = table[_FORM]
+        if (forms != forms[0]).any():
+            self._refuse_mixture(recordings, forms, places)
+        first, lengths = places.stored[int(recordings[0])], located.lengths[signal]
+        columns = np.empty((5, len(recordings)), np.int64)
+        columns[0], columns[1] = table[_PART], table[_START] + located.starts[signal]
+        columns[2], columns[3], columns[4] = lengths, np.arange(len(lengths)), 0
+        if first.numbers is not None:
+            columns = self._in_bank(located, signal, places, columns)
+        ranges: list[Ranges] = []
+        for number in places.precisions:
+            alike = table[_PRECISION, columns[3]] == number if len(places.precisions) > 1 else slice(None)
+            some = columns[:, alike]
+            if some.size:
+                of_rows = recordings[some[3]]
+                scalings = self._scalings(places, of_rows) if _PRECISIONS[number] == "int16" else None
+                ranges += Ranges(places.parts, _PRECISIONS[number], some, scalings).chunks(_CHUNK_BYTES)
+        # A copy: a batch may keep them, and numbers of one length are held once for all.
+        return SignalReads(
+            tuple(ranges),
+            np.array(lengths),
+            first.sample_shape,
+            first.rows_shape,
+            dtype or first.dtype,
+            first.is_channels,
+        )
 
-    def _read_alike(
-        self, places: Sequence[Stored], starts: NDArray[np.int64], lengths: NDArray[np.int64], longest: int
+    def forms(self, signal: str, recordings: NDArray[np.int64]) -> list[Stored]:
+        """Give how a signal is stored, once for each part and form that some recordings are in.
+
+        Parameters
+        ----------
+        signal
+            Name of the signal.
+        recordings
+            Numbers of recordings that have it.
+        """
+        places = self._placed(signal)
+        alike = places.table[_PART, recordings] * len(places.stored) + places.table[_FORM, recordings]
+        first = recordings[np.unique(alike, return_index=True)[1]]
+        return [places.stored[number] for number in first.tolist()]
+
+    def _scalings(self, places: _Places, recordings: NDArray[np.int32]) -> list[Scaling]:
+        extents = (places.stored[number].extent for number in recordings.tolist())
+        return [self._store.scaling(extent.recording, extent.part.signal) for extent in extents]
+
+    def read(
+        self,
+        reads: SignalReads,
+        out: NDArray[Any] | None = None,
+        *,
+        is_checked: bool = False,
+        progress: Callable[[Ranges], None] | None = None,
     ) -> NDArray[Any]:
-        """Read windows of one precision: (window, time, \\*sample shape), decoded."""
-        first = places[0]
-        dtype, precision = first.extent.part.grid.dtype, first.extent.precision
-        stored = np.empty((len(places), longest, *first.sample_shape), dtype)
-        for out, place, start, length in zip(stored, places, starts.tolist(), lengths.tolist(), strict=True):
-            self._fill(out[:length], place, start)
-            out[length:] = 0
-        if precision in ("exact", "float32"):
-            return stored
-        if precision != "int16":
-            return decode(stored, precision)
-        values = decode(stored, precision, self._scaling(places, stored.ndim))
-        for out, length in zip(values, lengths.tolist(), strict=True):
-            out[length:] = 0  # a stored zero is the middle of the channel's range
-        return values
+        """Read one signal of some windows.
 
-    def _fill(self, out: NDArray[Any], place: Stored, start: int) -> None:
-        if place.numbers is None:
-            self._store.read_stored(place.extent, start, start + len(out), out)
-            return
-        numbers = self._store.read_stored(place.numbers, start, start + len(out))
-        rows = out.reshape(-1, 1, *place.extent.part.grid.sample_shape)
-        for row, number in zip(rows, numbers.ravel().tolist(), strict=True):
-            self._store.read_stored(place.extent, number, number + 1, row)
+        Parameters
+        ----------
+        reads
+            What ``find`` gave.
+        out
+            C-contiguous array of ``reads.shape`` to fill, uint16 for bfloat16; None for a new one.
+        is_checked
+            Compare every block that is touched with its checksum first.
+        progress
+            Called after each of ``reads.ranges``.
 
-    def _scaling(self, places: Sequence[Stored], n_axes: int) -> Scaling:
-        """Line up every window's own scaling: (window, 1, ..., channel)."""
-        each = [self._store.scaling(place.extent.recording, place.extent.part.signal) for place in places]
-        shape = (len(places), *(1 for _ in range(n_axes - 2)), -1)
-        scale, offset = np.stack([one.scale for one in each]), np.stack([one.offset for one in each])
-        return Scaling(scale.reshape(shape), offset.reshape(shape))
+        Returns
+        -------
+        ndarray
+            (window, channel, time) where the stored axes are (time, channel), else
+            (window, time, \\*sample shape): float32 in the signal's unit, the stored integers, or
+            the bits of bfloat16 as uint16. Time is that of the longest window; shorter ones are
+            followed by zeros.
+
+        Raises
+        ------
+        StoreDamaged
+            If a file is missing or cut short, or a block is not what was written.
+        """
+        is_bfloat16 = reads.dtype == "bfloat16"
+        if out is None:
+            out = np.empty(reads.shape, "uint16" if is_bfloat16 else reads.dtype)
+        in_time = np.moveaxis(out, -1, 1) if reads.is_channels else out
+        for row in np.flatnonzero(reads.lengths < in_time.shape[1]).tolist():
+            in_time[row, int(reads.lengths[row]) :] = 0
+        # A sample of several rows of a bank is gathered row by row.
+        flat = out if reads.is_channels else out.reshape(reads.flat_shape)
+        for ranges in reads.ranges:
+            if is_checked:
+                check(self._store.backend, ranges, self._store.checksums)
+            gather(self._store.backend, ranges, flat, is_turned=reads.is_channels, is_bfloat16=is_bfloat16)
+            if progress is not None:
+                progress(ranges)
+        return out
+
+    def _placed(self, signal: str) -> _Places:
+        """Line up where every recording has a signal, once."""
+        if signal not in self._places:
+            every = {
+                number: self.stored(recording, signal)
+                for number, recording in enumerate(self._recordings)
+                if self._store.has(recording, signal)
+            }
+            self._places[signal] = _Places.of(every, len(self._recordings))
+        return self._places[signal]
+
+    def _in_bank(
+        self, located: Located, signal: str, places: _Places, columns: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Look the rows of a bank up: a range of one sample for each of them."""
+        each = []
+        for window, (recording, start, length) in enumerate(
+            zip(located.recording.tolist(), located.starts[signal].tolist(), columns[2].tolist(), strict=True)
+        ):
+            stored = places.stored[recording]
+            assert stored.numbers is not None, "all of one form are of a bank, or none is"
+            numbers = self._store.read_stored(stored.numbers, start, start + length).ravel().astype(np.int64)
+            if len(numbers) and not 0 <= numbers.min() <= numbers.max() < stored.extent.n_samples:
+                raise StoreDamaged(
+                    f"{self._recordings[recording]!r} has rows {numbers.min()} to {numbers.max()} of "
+                    f"{stored.extent.recording!r}, which has {stored.extent.n_samples}. Run engram verify."
+                )
+            of_window = np.empty((5, len(numbers)), np.int64)
+            of_window.T[:] = columns[0, window], stored.extent.start, 1, window, 0
+            of_window[1] += numbers
+            of_window[4] = np.arange(len(numbers))
+            each.append(of_window)
+        return np.concatenate(each, axis=1)
+
+    def _refuse_mixture(
+        self, recordings: NDArray[np.int32], forms: NDArray[np.int64], places: _Places
+    ) -> None:
+        one, other = (int(recordings[i]) for i in (0, int(np.flatnonzero(forms != forms[0])[0])))
+        first, second = places.stored[one], places.stored[other]
+        raise InputError(
+            f"{(first.numbers or first.extent).part.signal!r} is {first.dtype} {first.sample_shape} in "
+            f"{self._recordings[one]!r} and {second.dtype} {second.sample_shape} in "
+            f"{self._recordings[other]!r}: they cannot share a batch. Use mode='groups' with by='recording'."
+        )
 
 
-def _by_precision(places: Sequence[Stored]) -> Iterator[list[int]]:
-    rows: dict[Precision, list[int]] = {}
-    for row, place in enumerate(places):
-        rows.setdefault(place.extent.precision, []).append(row)
-    yield from rows.values()
+_PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
-def _check_same_form(places: Iterable[Stored]) -> None:
-    first, *others = places
-    form = first.sample_shape, first.dtype, first.is_channels
-    for other in others:
-        if (other.sample_shape, other.dtype, other.is_channels) != form:
-            one, two = first.numbers or first.extent, other.numbers or other.extent
-            raise InputError(
-                f"{one.part.signal!r} is {first.dtype} {first.sample_shape} in {one.recording!r} and "
-                f"{other.dtype} {other.sample_shape} in {two.recording!r}: they cannot share a batch. "
-                "Use mode='groups' with by='recording'."
+@dataclass(frozen=True, slots=True, eq=False)
+class _Places:
+    """Where all recordings have a signal: arrays of one entry per recording."""
+
+    stored: Mapping[int, Stored]
+    """Number of the recording -> where its samples are."""
+    parts: Sequence[Part]
+    """The parts that they are in."""
+    precisions: Sequence[int]
+    """The precisions that there are, as numbers in ``_PRECISIONS``."""
+    table: NDArray[np.int64]
+    """(4, recording): number in ``parts``, first sample within the part, number in ``_PRECISIONS``, and
+    a number that is equal where samples may share a batch."""
+
+    @classmethod
+    def of(cls, every: Mapping[int, Stored], n_recordings: int) -> _Places:
+        parts: dict[Part, int] = {}
+        forms: dict[tuple[Any, ...], int] = {}
+        table = np.zeros((4, n_recordings), np.int64)
+        for number, stored in every.items():
+            form = (
+                stored.sample_shape,
+                stored.rows_shape,
+                stored.dtype,
+                stored.is_channels,
+                stored.numbers is None,
             )
+            table[:, number] = (
+                parts.setdefault(stored.extent.part, len(parts)),
+                stored.extent.start,
+                _PRECISIONS.index(stored.extent.precision),
+                forms.setdefault(form, len(forms)),
+            )
+        precisions = np.unique(table[_PRECISION, list(every)]).tolist()
+        return cls(every, tuple(parts), precisions, table)
+
+
+_PART, _START, _PRECISION, _FORM = range(4)
+"""Rows of ``_Places.table``."""
 
 
 def tables_of(store: Store) -> Tables:
@@ -247,53 +440,85 @@ def tables_of(store: Store) -> Tables:
     recordings = store.recordings.filter(pc.invert(store.recordings["is_bank"]))
     ids = tuple(recordings["recording"].to_pylist())
     own = {"recording", "is_bank", "fingerprint", "source_bytes"}
-    return Tables(
+    tables = Tables(
         ids=ids,
         fingerprints=tuple(recordings["fingerprint"].to_pylist()),
-        fields={
-            name: tuple(recordings[name].to_pylist()) for name in recordings.column_names if name not in own
-        },
+        fields={name: _texts(recordings[name]) for name in recordings.column_names if name not in own},
         signals=_signal_tables(store, ids),
-        events=_events(store, ids),
+        events=_events(store, recordings["recording"].combine_chunks()),
     )
+    # Arrow keeps what it has read with and no longer needs: 130 MB after a million events.
+    pa.default_memory_pool().release_unused()
+    return tables
 
 
-def _events(store: Store, ids: Sequence[str]) -> pa.Table:
+def _texts(column: pa.ChunkedArray) -> tuple[str | None, ...]:
+    """Give a column of text, each distinct value held once."""
+    codes, values = codes_of(column.dictionary_encode(null_encoding="encode"))
+    return tuple(values[code] for code in codes.tolist())
+
+
+def _events(store: Store, ids: pa.Array) -> pa.Table:
     """Write recordings as their numbers, and sort by recording and onset."""
-    events = store.events
-    numbers = pc.index_in(events["recording"], pa.array(ids, pa.string()))
+    events = store.table("events", is_encoded=True).unify_dictionaries()
+    named = events["recording"].combine_chunks()
+    numbers = pc.index_in(named.dictionary, ids).take(named.indices)
     events = events.set_column(events.column_names.index("recording"), "recording", numbers)
-    return events.filter(pc.is_valid(events["recording"])).sort_by(
-        [("recording", "ascending"), ("onset_s", "ascending")]
-    )
+    if numbers.null_count:  # of banks
+        events = events.filter(pc.is_valid(events["recording"]))
+    return events if _are_sorted(events) else events.sort_by([(name, "ascending") for name in _EVENT_ORDER])
+
+
+_EVENT_ORDER = ("recording", "onset_s")
+
+
+def _are_sorted(events: pa.Table) -> bool:
+    """Look whether events are in order, as one call leaves them: sorting a million takes far longer."""
+    if events["onset_s"].null_count:  # for Tables to refuse
+        return True
+    recording, onset_s = (numbers_of(events[name]) for name in _EVENT_ORDER)
+    step = np.diff(recording)
+    return bool(((step > 0) | ((step == 0) & (np.diff(onset_s) >= 0))).all())
 
 
 def _signal_tables(store: Store, ids: Sequence[str]) -> dict[str, SignalTable]:
     reader = Reader(store, ids)
     number_of = {recording: number for number, recording in enumerate(ids)}
-    rows: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
-    for row in store.signals.select(["recording", "signal", "gaps"]).to_pylist():
-        if row["recording"] in number_of:
-            rows.setdefault(row["signal"], []).append((number_of[row["recording"]], row))
-    return {signal: _signal_table(store, reader, len(ids), of) for signal, of in sorted(rows.items())}
+    gaps_of: dict[str, dict[int, Sequence[int] | None]] = {}
+    columns = (store.signals[name].to_pylist() for name in ("recording", "signal", "gaps"))
+    for recording, signal, gaps in zip(*columns, strict=True):
+        if recording in number_of:
+            gaps_of.setdefault(signal, {})[number_of[recording]] = gaps
+    return {signal: _signal_table(store, reader, ids, signal, of) for signal, of in sorted(gaps_of.items())}
 
 
 def _signal_table(
-    store: Store, reader: Reader, n_recordings: int, rows: Iterable[tuple[int, Mapping[str, Any]]]
+    store: Store,
+    reader: Reader,
+    ids: Sequence[str],
+    signal: str,
+    gaps_of: Mapping[int, Sequence[int] | None],
 ) -> SignalTable:
+    """Line up one signal of the recordings that have it: those with an entry in ``gaps_of``."""
+    n_recordings = len(ids)
     present, form = np.zeros(n_recordings, np.bool_), np.zeros(n_recordings, np.int32)
     n_samples = np.zeros(n_recordings, np.int64)
     rate_hz, start_s = np.zeros(n_recordings), np.zeros(n_recordings)
     forms: dict[_Form, int] = {}
+    # Recordings share parts and layouts: a form is made of hundreds of names only once for those.
+    known: dict[tuple[str, str, str | None], int] = {}
     gaps = {}
-    for number, row in rows:
-        stored = reader.stored(row["recording"], row["signal"])
+    for number, of_recording in gaps_of.items():
+        stored = reader.stored(ids[number], signal)
         extent = stored.numbers or stored.extent
         present[number] = True
         n_samples[number], rate_hz[number], start_s[number] = extent.n_samples, extent.rate_hz, extent.start_s
-        form[number] = forms.setdefault(_form(store, stored), len(forms))
-        if row["gaps"]:
-            gaps[number] = np.array(row["gaps"], np.int64).reshape(-1, 2)
+        alike = (stored.extent.part.path, extent.part.path, stored.extent.layout)
+        if alike not in known:
+            known[alike] = forms.setdefault(_form(store, stored), len(forms))
+        form[number] = known[alike]
+        if of_recording:
+            gaps[number] = np.array(of_recording, np.int64).reshape(-1, 2)
     return SignalTable(present, n_samples, rate_hz, start_s, form, _in_words(forms), gaps)
 
 

@@ -7,7 +7,7 @@ the samples. It decides how numbers of windows become a ``Batch``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,12 +19,12 @@ from torch import Tensor
 
 from engram.batches.batch import Batch
 from engram.batches.dataset import WindowDataset, WindowStream
-from engram.batches.loader import Loader
-from engram.batches.reading import Reader, Stored, tables_of
+from engram.batches.loader import Check, Loader
+from engram.batches.reading import Dtype, Reader, Reads, Stored, align, tables_of
 from engram.errors import InputError
 from engram.memory import Budget
+from engram.store.gather import Ranges
 from engram.store.reader import Store
-from engram.windows.cutting import Located
 from engram.windows.index import WindowIndex, WindowRefusal, build_index
 from engram.windows.order import Mode, Order
 from engram.windows.spec import EventWindows, FixedWindows
@@ -32,9 +32,6 @@ from engram.windows.splits import Split, split_index
 from engram.windows.targets import SignalTarget, Target
 
 __all__ = ["SplitWindows", "Windows", "cut_windows"]
-
-_CHUNK = 1 << 16
-"""Windows that are located at once where all are walked through: some megabytes."""
 
 
 def cut_windows(
@@ -195,17 +192,79 @@ class Windows:
         StoreDamaged
             If a file of the store is missing or cut short.
         """
+        return self.fill(self.find(numbers))
+
+    def find(
+        self,
+        numbers: Sequence[int] | NDArray[np.integer],
+        *,
+        n_global: int | None = None,
+        dtype: Dtype | None = None,
+    ) -> Reads:
+        """Find what has to be read for a batch.
+
+        Parameters
+        ----------
+        numbers
+            (window,) numbers of windows, in any order.
+        n_global
+            Windows of the whole batch over all ranks; None: these.
+        dtype
+            What a model is given; None: float32, or the stored integers.
+
+        Raises
+        ------
+        InputError
+            If there is no such window, or windows differ in channels.
+        """
         given = np.asarray(numbers)
-        if not len(given):
-            return _no_rows(self.read([0]))
         located = self.index.locate(given)
         wanted = given.astype(np.int64)  # a copy, which the batch may keep
         signals = {
-            name: torch.from_numpy(self._reader.read(located, name)) for name in self.index.spec.signals
+            name: self._reader.find(located, name, None if name == self.target_signal else dtype)
+            for name in (self.index.spec.signals if len(given) else ())
         }
-        y = self._targets(wanted) if self.target_signal is None else signals.pop(self.target_signal)
-        lengths = {name: torch.tensor(n_samples) for name, n_samples in located.lengths.items()}
-        return Batch(signals, lengths, y, torch.from_numpy(wanted), len(wanted), self._y_time_axis)
+        return Reads(wanted, signals, len(given) if n_global is None else n_global, dtype)
+
+    def fill(
+        self,
+        reads: Reads,
+        buffer: NDArray[np.uint8] | None = None,
+        *,
+        is_checked: bool = False,
+        progress: Callable[[Ranges], None] | None = None,
+    ) -> Batch:
+        """Read a batch.
+
+        Parameters
+        ----------
+        reads
+            What ``find`` gave.
+        buffer
+            Memory for the signals, of ``batch_bytes``; None for memory of the batch's own.
+        is_checked
+            Compare every block that is touched with its checksum first.
+        progress
+            Called after every part of it that was read.
+
+        Raises
+        ------
+        StoreDamaged
+            If a file of the store is missing or cut short, or a block is not what was written.
+        """
+        if not len(reads):
+            return _no_rows(self.fill(self.find([0], dtype=reads.dtype)), reads.n_global)
+        signals, first = {}, 0
+        for name, of_signal in reads.signals.items():
+            out = None if buffer is None else of_signal.over(buffer[first:])
+            values = torch.from_numpy(
+                self._reader.read(of_signal, out, is_checked=is_checked, progress=progress)
+            )
+            signals[name] = values.view(torch.bfloat16) if of_signal.dtype == "bfloat16" else values
+            first += align(of_signal.n_bytes)
+        y = self._targets(reads.numbers) if self.target_signal is None else signals.pop(self.target_signal)
+        lengths = {name: torch.from_numpy(of_signal.lengths) for name, of_signal in reads.signals.items()}
+        return Batch(signals, lengths, y, torch.from_numpy(reads.numbers), reads.n_global, self._y_time_axis)
 
     def _targets(self, numbers: NDArray[np.int64]) -> Tensor | None:
         targets = self.index.targets(numbers)
@@ -264,6 +323,9 @@ class Windows:
         seed: int = 0,
         drop_last: bool | None = None,
         memory: int | str | None = None,
+        dtype: Dtype | None = None,
+        check: Check | None = None,
+        threads: int | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> Loader:
@@ -275,20 +337,25 @@ class Windows:
             As for ``order``.
         memory
             What the loader may hold beside all else in the process, as bytes or text such as
-            ``"500 MB"``; None: what 80 % of the memory there is leaves.
+            ``"500 MB"``: it decides how many batches are read ahead. None: what 80 % of the memory
+            there is leaves.
+        dtype, check, threads
+            As for ``Loader``.
         rank, world
             This process's number among those that share every batch, and how many there are.
 
         Raises
         ------
         DoesNotFit
-            If index, order and batches take more than ``memory``.
+            If index, order and two batches take more than ``memory``.
         InputError
             If a value is out of range.
         """
         order = self.order(batch_size, mode=mode, by=by, seed=seed, drop_last=drop_last)
         budget = None if memory is None else Budget.of(memory)
-        return Loader(self, order, budget=budget, rank=rank, world=world)
+        return Loader(
+            self, order, budget=budget, dtype=dtype, check=check, threads=threads, rank=rank, world=world
+        )
 
     def dataset(self) -> WindowDataset:
         """Give the windows as a map-style dataset, for ``DataLoader``, skorch and braindecode."""
@@ -302,6 +369,7 @@ class Windows:
         by: str | None = None,
         seed: int = 0,
         drop_last: bool | None = None,
+        dtype: Dtype | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> WindowStream:
@@ -311,11 +379,13 @@ class Windows:
         ----------
         batch_size, mode, by, seed, drop_last
             As for ``order``.
+        dtype
+            As for ``Loader``.
         rank, world
             This process's number among those that share every batch, and how many there are.
         """
         order = self.order(batch_size, mode=mode, by=by, seed=seed, drop_last=drop_last)
-        return WindowStream(self, order, rank=rank, world=world)
+        return WindowStream(self, order, dtype=dtype, rank=rank, world=world)
 
     @property
     def target_signal(self) -> str | None:
@@ -422,33 +492,55 @@ class Windows:
         """Values of the target signal in all windows, at most; 0 where the target is no signal."""
         if self.target_signal is None:
             return 0
-        n_samples = sum(int(located.lengths[self.target_signal].sum()) for _, located in self._chunks())
+        n_samples = sum(int(n @ lengths[self.target_signal]) for n, lengths in self.index.lengths())
         return n_samples * max(math.prod(stored.sample_shape) for stored in self._forms(self.target_signal))
 
-    def batch_bytes(self, n_windows: int) -> tuple[int, int]:
-        """Predict the most that a batch takes, and the buffers beside it while it is read.
+    def batch_bytes(self, n_windows: int, dtype: Dtype | None = None) -> int:
+        """Predict the most that the signals of a batch take.
 
         Parameters
         ----------
         n_windows
             Windows in the batch.
+        dtype
+            What a model is given; None: float32, or the stored integers.
 
         Returns
         -------
-        tuple of int and int
-            Bytes of the batch if all its windows are the longest there are, and of the buffers
-            that its largest signal passes through.
+        int
+            Bytes if all its windows are the longest there are.
         """
-        n_signals = len(self.index.spec.signals)
-        of_batch, of_scratch = 8 * (2 + n_signals) * n_windows, 0
+        n_bytes = 0
         for signal, (_, longest) in self._walk.lengths.items():
-            forms = self._forms(signal)
-            of_each = [stored.n_bytes(longest) for stored in forms]
-            of_signal = n_windows * max(of_window for of_window, _ in of_each)
-            is_mixed = len({stored.extent.precision for stored in forms}) > 1
-            scratch = n_windows * max(scratch for _, scratch in of_each) + is_mixed * of_signal
-            of_batch, of_scratch = of_batch + of_signal, max(of_scratch, scratch)
-        return of_batch, of_scratch
+            given = None if signal == self.target_signal else dtype
+            of_window = max(stored.n_bytes(longest, given) for stored in self._forms(signal))
+            n_bytes += align(n_windows * of_window)
+        return n_bytes
+
+    def scratch_bytes(self, dtype: Dtype | None = None, *, is_checked: bool = False) -> int:
+        """Predict what windows pass through while one thread reads them, however many.
+
+        Parameters
+        ----------
+        dtype
+            What a model is given; None: float32, or the stored integers.
+        is_checked
+            Whether blocks are compared with their checksums, one after another.
+        """
+        return max(
+            max(
+                stored.scratch_bytes(longest, None if signal == self.target_signal else dtype),
+                stored.extent.part.grid.block_bytes if is_checked else 0,
+            )
+            for signal, (_, longest) in self._walk.lengths.items()
+            for stored in self._forms(signal)
+        )
+
+    @property
+    def scales_bytes(self) -> int:
+        """Bytes of the scales that values are read with, of all recordings; 0 where none is scaled int16."""
+        precisions = {form.extent.precision for name in self._walk.lengths for form in self._forms(name)}
+        return self.store.scales_bytes if "int16" in precisions else 0
 
     def _stored(self, signal: str) -> Stored:
         """Give how a signal is stored, where all recordings have it in one form."""
@@ -463,36 +555,26 @@ class Windows:
 
     def _forms(self, signal: str) -> list[Stored]:
         """Give how a signal is stored, once for every part that its windows are read from."""
-        ids = self.index.tables.ids
-        every = (self._reader.stored(ids[number], signal) for number in self._walk.recordings.tolist())
-        return list({(stored.extent.part.path, stored.numbers is None): stored for stored in every}.values())
+        return self._reader.forms(signal, self._walk.recordings)
 
     def _main_lengths(self) -> NDArray[np.int32]:
-        lengths = np.empty(len(self), np.int32)
-        for start, located in self._chunks():
-            chunk = located.lengths[self.index.spec.signal]
-            lengths[start : start + len(chunk)] = chunk
-        return lengths
+        main = self.index.spec.signal
+        found = [np.repeat(lengths[main].astype(np.int32), n) for n, lengths in self.index.lengths()]
+        return np.concatenate(found)
 
     @cached_property
     def _walk(self) -> _Walk:
-        """What only walking through all windows tells."""
+        """What only walking through all trials tells."""
         if not len(self):
             raise InputError("There are no windows here. Choose others, or split differently.")
         shortest = dict.fromkeys(self.index.spec.signals, np.iinfo(np.int64).max)
         longest = dict.fromkeys(self.index.spec.signals, 0)
-        has_windows = np.zeros(len(self.index.tables.ids), np.bool_)
-        for _, located in self._chunks():
-            has_windows[located.recording] = True
-            for name, lengths in located.lengths.items():
-                shortest[name] = min(shortest[name], int(lengths.min()))
-                longest[name] = max(longest[name], int(lengths.max()))
+        for _, lengths in self.index.lengths():
+            for name, of_signal in lengths.items():
+                shortest[name] = min(shortest[name], int(of_signal.min()))
+                longest[name] = max(longest[name], int(of_signal.max()))
         bounds = {name: (shortest[name], longest[name]) for name in longest}
-        return _Walk(np.flatnonzero(has_windows), bounds)
-
-    def _chunks(self) -> Iterator[tuple[int, Located]]:
-        for start in range(0, len(self), _CHUNK):
-            yield start, self.index.locate(np.arange(start, min(start + _CHUNK, len(self))))
+        return _Walk(self.index.recordings, bounds)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -503,13 +585,13 @@ class _Walk:
     """Signal -> samples of its shortest and its longest window."""
 
 
-def _no_rows(batch: Batch) -> Batch:
+def _no_rows(batch: Batch, n_global: int) -> Batch:
     return Batch(
         {name: tensor[:0] for name, tensor in batch.signals.items()},
         {name: tensor[:0] for name, tensor in batch.lengths.items()},
         None if batch.y is None else batch.y[:0],
         batch.numbers[:0],
-        0,
+        n_global,
         batch.y_time_axis,
     )
 

@@ -6,6 +6,8 @@ store is the caller's choice; what a sample means is left to ``engram.store.read
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,9 +17,10 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from engram.errors import InputError
+from engram.store.format import FileStamp
 from engram.store.grid import Grid
 
-__all__ = ["BACKENDS", "Backend", "Part", "open_backend"]
+__all__ = ["BACKENDS", "Backend", "OpenFile", "Part", "open_backend"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,33 @@ class Part:
     def file(self) -> str:
         """The shard file, relative to the store."""
         return f"{self.path}/{self.signal}/{self.grid.chunk_name}"
+
+
+class OpenFile:
+    """A file open for reading, which closes when the last reader lets go of it.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+
+    __slots__ = ("descriptor",)
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(
+            path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        )
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # An argument: when the interpreter ends, this module's names may be gone first.
+        if hasattr(self, "descriptor"):
+            close(self.descriptor)
 
 
 class Backend(Protocol):
@@ -67,8 +97,17 @@ class Backend(Protocol):
         """
         ...
 
-    def hint(self, part: Part, start: int, stop: int) -> None:
-        """Say that samples [start, stop) will be read soon; may do nothing."""
+    def files(self, parts: Sequence[Part]) -> Sequence[OpenFile] | None:
+        """Give the files whose bytes are the parts' samples from byte 0, or None where there are none.
+
+        Whoever has them may read them at any offset, and not move their file position. They stay
+        open for as long as they are held.
+
+        Raises
+        ------
+        StoreDamaged
+            If a file is missing, of another size, or not the one that the store was opened with.
+        """
         ...
 
     def close(self) -> None:
@@ -82,8 +121,17 @@ BACKENDS: MappingProxyType[str, str] = MappingProxyType(
 """Known backends: name -> module and class, imported on use."""
 
 
-def open_backend(name: str, root: Path) -> Backend:
+def open_backend(name: str, root: Path, files: Mapping[str, FileStamp]) -> Backend:
     """Open a backend over a store's folder.
+
+    Parameters
+    ----------
+    name
+        Its name in ``BACKENDS``.
+    root
+        The store's folder.
+    files
+        What its manifest says of every file.
 
     Raises
     ------
@@ -93,7 +141,7 @@ def open_backend(name: str, root: Path) -> Backend:
     if name not in BACKENDS:
         raise InputError(f"Unknown backend {name!r}. Use one of: {', '.join(sorted(BACKENDS))}.")
     module, kind = BACKENDS[name].split(":")
-    backend: Backend = getattr(import_module(module), kind)(root)
+    backend: Backend = getattr(import_module(module), kind)(root, files)
     return backend
 
 

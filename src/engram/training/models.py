@@ -456,7 +456,7 @@ def _chunks(windows: Windows, numbers: NDArray[np.int64]) -> Iterator[tuple[slic
     """Read windows a few megabytes at a time, with the rows that they are."""
     if not len(numbers):
         return
-    n_rows = max(1, _CHUNK_BYTES // windows.batch_bytes(1)[0])
+    n_rows = max(1, _CHUNK_BYTES // windows.batch_bytes(1))
     for start in range(0, len(numbers), n_rows):
         part = numbers[start : start + n_rows]
         yield slice(start, start + len(part)), windows.read(part)

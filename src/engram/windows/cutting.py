@@ -96,6 +96,8 @@ class Stretches:
 
     def take(self, keep: NDArray[np.bool_]) -> Stretches:
         """Keep some windows, (window,) bool: as few stretches as there can be."""
+        if keep.all():
+            return self
         outside = np.zeros(1, np.int8)  # NumPy would make all int64 for the sake of a plain 0
         edges = np.diff(keep.view(np.int8), prepend=outside, append=outside)
         inner = self.bounds[1:-1]
@@ -276,22 +278,33 @@ class Cutting:
         """
         trials = self.trials(origin)
         recording, main = trials.recording, self.lines[0]
-        start, length = trials.start, trials.stop - trials.start
-        if main.size is not None and self.stride is not None:
-            length = main.size[recording]
+        start, lengths = trials.start, self._lengths(trials)
+        if self.stride is not None:
             # The last window of a trial ends with it, and only where it is kept does this bind.
-            start = np.minimum(start + i_window * self.stride[recording], trials.stop - length)
-        main_hz = main.rate_hz[recording]
-        anchor_s = trials.anchor_s + (start - trials.start) / main_hz
-        starts, lengths = {main.name: start}, {main.name: length}
+            start = np.minimum(start + i_window * self.stride[recording], trials.stop - lengths[main.name])
+        anchor_s = trials.anchor_s + (start - trials.start) / main.rate_hz[recording]
+        starts = {main.name: start}
         for line in self.lines[1:]:
-            rate_hz = line.rate_hz[recording]
             since_s = anchor_s - line.start_s[recording]
-            starts[line.name] = times_to_samples(since_s, rate_hz) + line.offset[recording]
-            lengths[line.name] = (
-                times_to_samples(length / main_hz, rate_hz) if line.size is None else line.size[recording]
-            )
+            starts[line.name] = times_to_samples(since_s, line.rate_hz[recording]) + line.offset[recording]
         return Located(recording, starts, lengths, anchor_s, i_window)
+
+    def lengths(self, origin: NDArray[np.int32]) -> Mapping[str, NDArray[np.int64]]:
+        """Give how long the windows of trials are, all of one trial alike: signal -> (trial,) samples."""
+        return self._lengths(self.trials(origin))
+
+    def _lengths(self, trials: Trials) -> Mapping[str, NDArray[np.int64]]:
+        recording, main = trials.recording, self.lines[0]
+        length = trials.stop - trials.start if main.size is None else main.size[recording]
+        main_s = length / main.rate_hz[recording]
+        lengths = {main.name: length}
+        for line in self.lines[1:]:
+            lengths[line.name] = (
+                times_to_samples(main_s, line.rate_hz[recording])
+                if line.size is None
+                else line.size[recording]
+            )
+        return lengths
 
 
 def _line(span: Span, signal: SignalTable) -> _Line:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, final
@@ -35,6 +35,9 @@ from engram.windows.targets import (
 )
 
 __all__ = ["Column", "Located", "WindowIndex", "WindowRefusal", "build_index"]
+
+_AT_ONCE = 1 << 16
+"""Stretches whose trials are placed at once where all are walked through: some megabytes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,8 +112,27 @@ class WindowIndex:
         return int(self.stretches.bounds[-1])
 
     def __repr__(self) -> str:
-        n_recordings = len(np.unique(self._cutting.recordings(self.stretches.origin)))
-        return f"WindowIndex({len(self)} windows of {n_recordings} recordings)"
+        return f"WindowIndex({len(self)} windows of {len(self.recordings)} recordings)"
+
+    @property
+    def recordings(self) -> NDArray[np.int64]:
+        """(recording,) numbers of the recordings that have windows, ascending."""
+        n_stretches = np.bincount(self._cutting.recordings(self.stretches.origin), minlength=1)
+        return np.flatnonzero(n_stretches)
+
+    def lengths(self) -> Iterator[tuple[NDArray[np.int64], Mapping[str, NDArray[np.int64]]]]:
+        """Walk through the stretches of consecutive windows of one trial, which are equally long.
+
+        Yields
+        ------
+        n_windows, lengths
+            Of some stretches: (stretch,) how many windows each has, and signal -> (stretch,) samples of
+            each of them.
+        """
+        for first in range(0, len(self.stretches.origin), _AT_ONCE):
+            origin = self.stretches.origin[first : first + _AT_ONCE]
+            n_windows = np.diff(self.stretches.bounds[first : first + len(origin) + 1])
+            yield n_windows, self._cutting.lengths(origin)
 
     @property
     def task(self) -> TargetTask | None:
@@ -131,18 +153,19 @@ class WindowIndex:
         """Digest of the recordings' ids and content, the spec, every window's place, and the targets."""
         return _digest(self._fingerprinted())
 
-    def _fingerprinted(self) -> Iterable[bytes]:
+    def _fingerprinted(self) -> Iterable[bytes | memoryview]:
         stretches, tables = self.stretches, self.tables
         trials = self._cutting.trials(stretches.origin)
-        recordings, ordinal = np.unique(trials.recording, return_inverse=True)
+        recordings = self.recordings
+        ordinal = np.searchsorted(recordings, trials.recording)
         yield b"engram windows 1"
         for value in (self.spec, self.target):
             yield _text([type(value).__name__, None if value is None else asdict(value)])
         yield _text(self.classes)
-        yield _text([[tables.ids[i], tables.fingerprints[i]] for i in recordings])
+        yield _text([[tables.ids[i], tables.fingerprints[i]] for i in recordings.tolist()])
         for name in self.spec.signals:
             signal = tables.signals[name]
-            yield _text([name, [signal.forms[form] for form in signal.form[recordings]]])
+            yield _text([name, [signal.forms[form] for form in signal.form[recordings].tolist()]])
             yield from _numbers(signal.rate_hz[recordings], signal.start_s[recordings])
         # Rows of events and numbers of recordings shift when others come; places and order do not.
         yield from _numbers(ordinal, trials.anchor_s, trials.start, trials.stop)
@@ -473,7 +496,7 @@ def _texts(texts: Texts) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(codes, pa.array(texts.values, pa.string()))
 
 
-def _digest(chunks: Iterable[bytes]) -> str:
+def _digest(chunks: Iterable[bytes | memoryview]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for chunk in chunks:
         digest.update(len(chunk).to_bytes(8, "little"))
@@ -485,7 +508,8 @@ def _text(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True).encode()
 
 
-def _numbers(*columns: NDArray[Any]) -> Iterable[bytes]:
+def _numbers(*columns: NDArray[Any]) -> Iterable[memoryview]:
     """Spell numbers out alike on every machine."""
     for column in columns:
-        yield column.astype("<f8" if column.dtype.kind == "f" else "<i8").tobytes()
+        spelled = column.astype("<f8" if column.dtype.kind == "f" else "<i8", copy=False)
+        yield np.ascontiguousarray(spelled).view(np.uint8).data

@@ -289,18 +289,48 @@ class Order:
         InputError
             If there is no such batch.
         """
+        return self.batches(epoch, [number])[0]
+
+    def batches(self, epoch: int, numbers: Sequence[int]) -> list[NDArray[np.int64]]:
+        """Name the windows of several global batches at once, for little more than one of them takes.
+
+        Parameters
+        ----------
+        epoch
+            From 0.
+        numbers
+            Of the batches in their epoch, from 0, ascending.
+
+        Returns
+        -------
+        list of ndarray
+            Of each batch, (window,) int64, window numbers.
+
+        Raises
+        ------
+        InputError
+            If there is no such batch.
+        """
         # As Python's own numbers: NumPy's are written otherwise, and so would give other keys.
-        epoch, number = operator.index(epoch), operator.index(number)
-        if epoch < 0 or not 0 <= number < self.n_batches:
-            raise InputError(
-                f"There is no batch {number} of epoch {epoch}. Ask for batches 0 to {self.n_batches - 1} "
-                "of epochs from 0 up."
-            )
+        epoch, numbers = operator.index(epoch), [operator.index(number) for number in numbers]
+        for number in numbers:
+            if epoch < 0 or not 0 <= number < self.n_batches:
+                raise InputError(
+                    f"There is no batch {number} of epoch {epoch}. Ask for batches 0 to {self.n_batches - 1} "
+                    "of epochs from 0 up."
+                )
+        if not numbers:
+            return []
+        if self._groups is not None and self.mode != "balanced":
+            return [self._batch_of_a_group(self._groups, epoch, number) for number in numbers]
+        each = [self._positions(number) for number in numbers]
+        found = self._found_at(epoch, np.concatenate(each))
+        return np.split(found, np.cumsum([len(positions) for positions in each[:-1]]))
+
+    def _found_at(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Name the windows at some positions of an epoch."""
         if self._groups is not None:
-            if self.mode == "balanced":
-                return self._draws(self._groups, epoch, self._positions(number))
-            return self._batch_of_a_group(self._groups, epoch, number)
-        positions = self._positions(number)
+            return self._draws(self._groups, epoch, positions)
         if self.mode == "sequential":
             return positions
         if self.mode == "blocks":

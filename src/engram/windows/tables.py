@@ -141,9 +141,9 @@ class Tables:
     def event_numbers(self, name: str) -> NDArray[Any]:
         """Look at a column of numbers of the events, (event,), without copying it."""
         column = self.events[name]
-        return (
-            np.asarray(column.chunk(0)) if column.num_chunks else np.empty(0, column.type.to_pandas_dtype())
-        )
+        if not column.num_chunks:
+            return np.empty(0, column.type.to_pandas_dtype())
+        return _numbers(column)
 
     def event_texts(self, name: str) -> Texts:
         """Give a column of text of the events, as numbers of its distinct values."""
@@ -151,7 +151,9 @@ class Tables:
         if not column.num_chunks:
             return Texts(np.empty(0, np.int32), ())
         encoded = column.chunk(0)
-        return Texts(np.asarray(encoded.indices.fill_null(-1)), tuple(encoded.dictionary.to_pylist()))
+        # Filling imports pandas, 29 MB: only where it is needed.
+        codes = encoded.indices.fill_null(-1) if encoded.null_count else encoded.indices
+        return Texts(np.asarray(np.from_dlpack(codes), np.int32), tuple(encoded.dictionary.to_pylist()))
 
     def field_texts(self, name: str) -> Texts:
         """Give a descriptive field, as numbers of its distinct values."""
@@ -181,6 +183,11 @@ class Tables:
         return sum(array.nbytes for array in arrays) + int(self.events.nbytes) + texts + names
 
 
+def _numbers(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Look at numbers that are in one piece: not by ``numpy.asarray`` alone, which imports pandas, 29 MB."""
+    return np.asarray(np.from_dlpack(column.chunk(0)))
+
+
 def _tidied(events: pa.Table, n_recordings: int) -> pa.Table:
     """Bring the events to their types, in one piece, and check them."""
     missing = [name for name in (*_EVENT_COLUMNS, "description") if name not in events.column_names]
@@ -188,25 +195,29 @@ def _tidied(events: pa.Table, n_recordings: int) -> pa.Table:
         raise InputError(f"The events have no column {', '.join(missing)}, only {events.column_names}.")
     columns = {}
     for name in events.column_names:
-        column = events[name]
-        if name in _EVENT_COLUMNS:
-            column = column.cast(_EVENT_COLUMNS[name])
-        else:  # encoded anew: a slice keeps the dictionary of the whole
-            column = column.cast(pa.string()).dictionary_encode()
-        columns[name] = column.unify_dictionaries().combine_chunks()
+        kind = _EVENT_COLUMNS.get(name)
+        columns[name] = events[name].cast(kind).combine_chunks() if kind else _encoded(events[name])
     tidied = pa.table(columns)
     if tidied.num_rows:
         _check_events(tidied, n_recordings)
     return tidied
 
 
+def _encoded(column: pa.ChunkedArray) -> pa.Array:
+    """Give text as numbers of the distinct values that it has: a slice keeps the dictionary of the whole."""
+    if pa.types.is_dictionary(column.type):
+        encoded = column.unify_dictionaries().combine_chunks()
+        if len(encoded.indices.unique().drop_null()) == len(encoded.dictionary):
+            return encoded
+    return column.cast(pa.string()).dictionary_encode().unify_dictionaries().combine_chunks()
+
+
 def _check_events(events: pa.Table, n_recordings: int) -> None:
     for name in (*_EVENT_COLUMNS, "description"):
         if events[name].null_count:
             raise InputError(f"{events[name].null_count} events have no {name}. Leave such events out.")
-    recording, onset_s = events["recording"].to_numpy(), events["onset_s"].to_numpy()
-    times_s = (onset_s, events["duration_s"].to_numpy())
-    if not all(bool(np.isfinite(column).all()) for column in times_s) or bool((times_s[1] < 0).any()):
+    recording, onset_s, duration_s = (_numbers(events[name]) for name in _EVENT_COLUMNS)
+    if not (np.isfinite(onset_s).all() and np.isfinite(duration_s).all()) or (duration_s < 0).any():
         raise InputError("An event has an onset or duration that is no time. Leave such events out.")
     later = (np.diff(recording) > 0) | ((np.diff(recording) == 0) & (np.diff(onset_s) >= 0))
     if not later.all():

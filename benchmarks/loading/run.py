@@ -1,0 +1,298 @@
+"""Run: the cells of a plan in order, each in a process of its own under a memory limit.
+
+This module decides what happens between two measurements. Every round visits every cell once, in a
+new order, so that a machine that is slow for a minute is slow for all alike; the cells of one form
+come one after another, warm before capped, so that its files are read into the page cache once. Before a
+warm cell they are read in whole, before a capped one dropped. A warm cell that made the disk read is
+measured again, and then is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from benchmarks.loading.cell import SLOW_WINDOWS_PER_S, Measured, Task
+from benchmarks.loading.corpus import WINDOW_BYTES, WINDOW_SAMPLES, Corpus, write_corpus
+from benchmarks.loading.machine import Limits, measure_limits
+from benchmarks.loading.reader import Reader, Regime
+
+from engram.store.medium import forget
+from engram.testing.cgroup import LimitedRun, limited
+from engram.units import format_bytes
+
+ROOT = Path(__file__).resolve().parents[2]
+UNLIMITED_BYTES = 1 << 42
+"""A limit that limits nothing: the cgroup is then only a meter."""
+CELL_TIMEOUT_S = 240.0
+PREPARATION_TIMEOUT_S = 1800.0
+FREE_SPACE_MARGIN = 1.1
+READ_BYTES = 8 << 20
+WARM_DISK_SHARE, WARM_DISK_BYTES = 0.01, 8 << 20
+"""What a warm cell may have from the disk: a share of what it delivers, and pages of libraries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be measured."""
+
+    readers: tuple[Reader, ...]
+    """Whom."""
+    regimes: tuple[Regime, ...]
+    """In which regimes."""
+    n_recordings: int
+    """Size of the corpus."""
+    cap_bytes: int
+    """Memory of all processes of a capped cell, page cache included."""
+    rounds: int
+    """How often each cell is measured."""
+    seconds: float
+    """For how long."""
+    folder: Path
+    """Where the corpus and its forms are written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One row to be."""
+
+    reader: Reader
+    workers: int
+    regime: Regime
+
+    @property
+    def stride_samples(self) -> int:
+        """From window to window."""
+        return WINDOW_SAMPLES // 2 if self.regime == "overlap" else WINDOW_SAMPLES
+
+    def __str__(self) -> str:
+        return f"{self.regime:8} {self.reader.name}, {self.workers} workers"
+
+
+@dataclass(slots=True)
+class Runs:
+    """What came of a cell so far."""
+
+    measured: list[Measured] = field(default_factory=list)
+    peak_bytes: int = 0
+    outcome: str = "measured"
+    """``measured``, ``killed`` (out of memory) or ``timed out``."""
+    error: str = ""
+    """Why there is no row: the reader failed, or delivered something else."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the cell is not measured again."""
+        is_slow = any(each.windows_per_s < SLOW_WINDOWS_PER_S for each in self.measured)
+        return is_slow or self.outcome != "measured" or bool(self.error)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Everything that a run found out."""
+
+    runs: dict[Cell, Runs]
+    limits: list[Limits]
+    form_bytes: dict[str, int]
+    """Bytes on disk by form."""
+    prepare_s: dict[str, float]
+    """Seconds that writing took, by form."""
+    missing: dict[str, str]
+    """Readers that could not be measured, and why."""
+
+
+def cells_of(plan: Plan) -> list[Cell]:
+    """List the cells; overlap is measured with the most workers only."""
+    return [
+        Cell(reader, workers, regime)
+        for regime in plan.regimes
+        for reader in plan.readers
+        if regime in reader.regimes
+        for workers in (reader.workers[-1:] if regime == "overlap" else reader.workers)
+    ]
+
+
+def missing_library(reader: Reader) -> str | None:
+    """Name a library that a reader needs and that is not installed."""
+    roots = (library.partition(".")[0] for library in reader.libraries)
+    return next((root for root in roots if find_spec(root) is None), None)
+
+
+def run(plan: Plan, tell: Callable[[str], None] = print) -> Outcome:
+    """Write the forms, then measure all cells, round after round.
+
+    Raises
+    ------
+    OSError
+        If the disk cannot hold the forms.
+    CgroupUnavailable
+        If this user may set no memory limit here.
+    """
+    missing = {
+        reader.name: f"{library} is not installed"
+        for reader in plan.readers
+        if (library := missing_library(reader)) is not None
+    }
+    plan = replace(plan, readers=tuple(each for each in plan.readers if each.name not in missing))
+    corpus = Corpus(plan.folder / "corpus.f16", plan.n_recordings)
+    _check_space(plan, corpus)
+    write_corpus(corpus)
+    outcome = Outcome({}, [], {}, {}, missing)
+    with _home(plan.folder) as environment:
+        bench = _Bench(plan, corpus, environment)
+        _prepare(bench, outcome, tell)
+        cells = [cell for cell in cells_of(plan) if cell.reader.name not in outcome.missing]
+        outcome.runs = {cell: Runs() for cell in cells}
+        for number in range(plan.rounds):
+            outcome.limits.append(measure_limits(corpus.path, plan.seconds))
+            tell(f"round {number + 1} of {plan.rounds}: {outcome.limits[-1]}")
+            for cell in _in_order(cells, number):
+                if not outcome.runs[cell].is_over:
+                    _measure(bench, cell, outcome.runs[cell], number)
+                    tell(_line(cell, outcome.runs[cell]))
+    return outcome
+
+
+def _check_space(plan: Plan, corpus: Corpus) -> None:
+    """Refuse what the disk cannot hold: braindecode's form is twice as large."""
+    forms = {reader.form for reader in plan.readers} - {"recordings"}
+    needed = int((len(forms) + ("fif" in forms) + 1) * corpus.n_bytes * FREE_SPACE_MARGIN)
+    free = shutil.disk_usage(plan.folder).free
+    if free < needed:
+        raise OSError(
+            f"The readers' forms take {format_bytes(needed)}, and {format_bytes(free)} are free. "
+            "Use --quick, fewer --readers, or --folder on another disk."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """A plan, and where it is carried out."""
+
+    plan: Plan
+    corpus: Corpus
+    environment: dict[str, str]
+
+    def task(self, reader: Reader) -> Task:
+        """Say what a process of this reader begins with."""
+        return Task(
+            reader=reader.name,
+            folder=str(self.plan.folder / reader.form),
+            corpus=str(self.corpus.path),
+            n_recordings=self.corpus.n_recordings,
+            seconds=self.plan.seconds,
+        )
+
+    def run(self, task: Task, limit_bytes: int, timeout_s: float) -> LimitedRun:
+        """Run a task in a process of its own."""
+        command = [sys.executable, "-m", "benchmarks.loading.cell", json.dumps(asdict(task))]
+        return limited(command, limit_bytes, env=self.environment, cwd=ROOT, timeout_s=timeout_s)
+
+
+@contextmanager
+def _home(folder: Path) -> Iterator[dict[str, str]]:
+    """Give the cells a home of their own: several libraries write caches and settings there."""
+    home = folder / "home"
+    home.mkdir()
+    yield {**os.environ, "HOME": str(home), "XDG_CACHE_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    shutil.rmtree(home)
+
+
+def _prepare(bench: _Bench, outcome: Outcome, tell: Callable[[str], None]) -> None:
+    """Write each form once, by the first reader that reads it."""
+    wanted = {cell.reader.form: cell.reader for cell in reversed(cells_of(bench.plan))}
+    for form, reader in wanted.items():
+        folder = bench.plan.folder / form
+        folder.mkdir()
+        begin = time.monotonic()
+        task = replace(bench.task(reader), is_preparation=True)
+        done = bench.run(task, UNLIMITED_BYTES, PREPARATION_TIMEOUT_S)
+        if done.returncode:
+            readers = [each for each in bench.plan.readers if each.form == form]
+            outcome.missing |= {each.name: f"could not be prepared: {_reason(done)}" for each in readers}
+        outcome.prepare_s[form] = time.monotonic() - begin
+        outcome.form_bytes[form] = sum(path.stat().st_blocks * 512 for path in _files(folder))
+        tell(f"prepared {form} in {outcome.prepare_s[form]:.0f} s")
+    # What is still on its way to the disk would disturb the first cells.
+    subprocess.run(["sync", "-f", str(bench.plan.folder)], check=True)
+
+
+def _in_order(cells: list[Cell], number: int) -> list[Cell]:
+    """Shuffle forms, and the cells of a form within their regimes."""
+    rng = random.Random(number)  # noqa: S311 - an order, no secret
+    forms = sorted({cell.reader.form for cell in cells})
+    rng.shuffle(forms)
+    regimes = {regime: place for place, regime in enumerate(("warm", "capped", "overlap"))}
+    return sorted(cells, key=lambda cell: (forms.index(cell.reader.form), regimes[cell.regime], rng.random()))
+
+
+def _measure(bench: _Bench, cell: Cell, runs: Runs, number: int) -> None:
+    """Measure a cell once; a warm one whose pages were taken away meanwhile, once more."""
+    task = replace(
+        bench.task(cell.reader), workers=cell.workers, stride_samples=cell.stride_samples, seed=number
+    )
+    limit_bytes = UNLIMITED_BYTES if cell.regime == "warm" else bench.plan.cap_bytes
+    for _ in range(2):
+        files = _files(bench.plan.folder / cell.reader.form)
+        read_all(files) if cell.regime == "warm" else forget(files)
+        try:
+            done = bench.run(task, limit_bytes, CELL_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            runs.outcome = "timed out"
+            return
+        runs.peak_bytes = max(runs.peak_bytes, done.peak_unreclaimable_bytes)
+        if done.oom_killed:
+            runs.outcome = "killed"
+            return
+        if done.returncode:
+            runs.error = _reason(done)
+            return
+        measured = Measured(**json.loads(done.stdout.splitlines()[-1]))
+        if cell.regime != "warm" or _was_warm(measured):
+            runs.measured.append(measured)
+            return
+    runs.error = f"{measured.disk_bytes_per_window:,.0f} bytes a window came from the disk in the warm regime"
+
+
+def _was_warm(measured: Measured) -> bool:
+    disk_bytes = measured.disk_bytes_per_window * measured.n_windows
+    return disk_bytes < WARM_DISK_SHARE * WINDOW_BYTES * measured.n_windows + WARM_DISK_BYTES
+
+
+def _reason(done: LimitedRun) -> str:
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"it ended with {done.returncode}"
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def read_all(files: list[Path]) -> None:
+    """Read files from front to back, so that the page cache holds them in large pieces."""
+    buffer = bytearray(READ_BYTES)
+    for path in files:
+        with path.open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            while file.readinto(buffer):
+                pass
+
+
+def _line(cell: Cell, runs: Runs) -> str:
+    if runs.error:
+        return f"{cell}: ERROR {runs.error}"
+    if not runs.measured:
+        return f"{cell}: {runs.outcome}"
+    last = runs.measured[-1]
+    peak_mb = runs.peak_bytes / 1e6
+    return f"{cell}: {last.windows_per_s:,.0f} windows/s, {peak_mb:.0f} MB, first {last.first_batch_s:.2f} s"

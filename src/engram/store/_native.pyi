@@ -1,0 +1,25 @@
+from typing import Any
+
+from numpy.typing import NDArray
+
+def gather(
+    descriptors: NDArray[Any],
+    firsts: NDArray[Any],
+    lengths: NDArray[Any],
+    rows: NDArray[Any],
+    ats: NDArray[Any],
+    scale: NDArray[Any],
+    offset: NDArray[Any],
+    out: NDArray[Any],
+    scratch: NDArray[Any],
+    n_piece: int,
+    stored: int,
+    delivered: int,
+    stored_bytes: int,
+    delivered_bytes: int,
+    n_values: int,
+    n_times: int,
+    n_scales: int,
+    is_turned: bool,
+) -> int: ...
+def hint(descriptors: NDArray[Any], firsts: NDArray[Any], n_bytes: NDArray[Any]) -> None: ...

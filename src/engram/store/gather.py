@@ -1,0 +1,324 @@
+"""Gathering: many ranges of samples, read, widened and laid out as a model wants them.
+
+This module decides how stored samples become a caller's array: which conversion, whether
+channels come before time, in pieces of how many values. Which ranges, and when, is left to
+``engram.batches``. One call of ``engram.store._native`` does it without Python's lock, so that
+two threads read twice as fast as one; where that module was not compiled, or samples lie in no
+file, NumPy does the same, range by range. Both give the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram.errors import StoreDamaged
+from engram.store.backend import Backend, Part
+from engram.store.crc import crc32c
+from engram.store.grid import Grid
+from engram.store.precision import Precision, Scaling, decode, encode
+
+try:
+    from engram.store import _native
+except ImportError:  # no C compiler when this was installed
+    IS_NATIVE = False
+else:
+    IS_NATIVE = True
+
+__all__ = ["IS_NATIVE", "Ranges", "check", "gather", "hint", "scratch_bytes"]
+
+PIECE_VALUES = 1 << 16
+"""Values that are widened at once: a piece as stored and widened stays in the processor's own cache."""
+
+_MAX_RANGES = 64
+"""Ranges whose files are held open at once: two loaders' threads stay far below 1,024 descriptors."""
+
+_Codes: TypeAlias = Mapping[str, int]
+# As in _native.c.
+_AS_STORED, _FLOAT16, _BFLOAT16, _FLOAT32, _INT16_SCALED = range(5)
+_PRECISIONS: _Codes = {
+    "float16": _FLOAT16, "bfloat16": _BFLOAT16, "float32": _FLOAT32, "int16": _INT16_SCALED
+}  # fmt: skip
+_INTEGERS: _Codes = {
+    name: 5 + number
+    for number, name in enumerate(("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"))
+} | {"bool": 6}
+_NONE = np.empty((0, 0))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranges:
+    """Ranges of samples stored in one precision and shape, and where they go: one entry per range."""
+
+    parts: Sequence[Part]
+    """The parts that there are; more than these ranges use, perhaps."""
+    precision: Precision
+    """How all of them are stored."""
+    columns: NDArray[np.int64]
+    """(5, range): number of its part in ``parts``, first sample within the part, samples, row of the
+    array that they go to, and time in that row of the first one."""
+    scalings: Sequence[Scaling] | None = None
+    """(range,) maps of int16; None in other precisions."""
+
+    def __len__(self) -> int:
+        return int(self.columns.shape[1])
+
+    @property
+    def part(self) -> NDArray[np.int64]:
+        """(range,) number of its part in ``parts``."""
+        return np.asarray(self.columns[0])
+
+    @property
+    def start(self) -> NDArray[np.int64]:
+        """(range,) first sample within the part."""
+        return np.asarray(self.columns[1])
+
+    @property
+    def length(self) -> NDArray[np.int64]:
+        """(range,) samples."""
+        return np.asarray(self.columns[2])
+
+    @property
+    def first(self) -> Part:
+        """The part of the first range: all are stored in its dtype and sample shape."""
+        return self.parts[int(self.part[0])]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all ranges, as stored."""
+        return int(self.length.sum()) * self.first.grid.sample_bytes if len(self) else 0
+
+    def chunks(self, max_bytes: int) -> Iterator[Ranges]:
+        """Cut into runs of ranges of ``max_bytes`` at most, or of one range that is longer."""
+        if len(self) <= _MAX_RANGES and self.n_bytes <= max_bytes:
+            yield self  # nearly always
+            return
+        begin, n_bytes = 0, 0
+        for number, of_range in enumerate((self.length * self.first.grid.sample_bytes).tolist()):
+            if number > begin and (n_bytes + of_range > max_bytes or number - begin == _MAX_RANGES):
+                yield self.between(begin, number)
+                begin, n_bytes = number, 0
+            n_bytes += of_range
+        yield self.between(begin, len(self))
+
+    def between(self, begin: int, end: int) -> Ranges:
+        """Give ranges [begin, end)."""
+        scalings = None if self.scalings is None else self.scalings[begin:end]
+        return Ranges(self.parts, self.precision, self.columns[:, begin:end], scalings)
+
+
+def scratch_bytes(grid: Grid, precision: Precision, n_samples: int, dtype: str, *, is_turned: bool) -> int:
+    """Give what gathering holds beside its result, at most.
+
+    Parameters
+    ----------
+    grid, precision
+        How samples are stored.
+    n_samples
+        Samples of the longest range.
+    dtype
+        What they are delivered as: NumPy's name, or ``"bfloat16"``.
+    is_turned
+        Whether values come before time.
+    """
+    n_scales = _n_scales(grid, precision)
+    of_scales = 2 * 8 * n_scales * _MAX_RANGES
+    itemsize, is_as_stored = np.dtype(grid.dtype).itemsize, _is_as_stored(precision, grid.dtype, dtype)
+    if not IS_NATIVE:
+        # NumPy takes whole samples, decodes by way of float64, and narrows in four steps.
+        of_value = itemsize if is_as_stored else itemsize + 4 + 16 + (16 if dtype == "bfloat16" else 0)
+        return _piece(grid, n_scales, n_samples, is_turned=True) * of_value
+    if is_as_stored and not is_turned:
+        return 0
+    n_piece = _piece(grid, n_scales, n_samples, is_turned=is_turned)
+    return n_piece * (itemsize + 6) + 16 + of_scales
+
+
+def _n_scales(grid: Grid, precision: Precision) -> int:
+    """Count the scales of int16: one per channel, or one where a sample is a single value."""
+    return (grid.sample_shape or (1,))[-1] if precision == "int16" else 0
+
+
+def _piece(grid: Grid, n_scales: int, n_samples: int, *, is_turned: bool) -> int:
+    """Give how many values are widened at once: whole samples where they are turned."""
+    n_values = math.prod(grid.sample_shape)
+    step = n_values if is_turned else max(1, n_scales)
+    return max(1, min(PIECE_VALUES, n_samples * n_values) // step) * step
+
+
+def _is_as_stored(precision: Precision, stored: str, dtype: str) -> bool:
+    return precision == dtype == "bfloat16" or (precision in ("exact", "float32") and stored == dtype)
+
+
+def gather(
+    backend: Backend, ranges: Ranges, out: NDArray[Any], *, is_turned: bool, is_bfloat16: bool = False
+) -> None:
+    """Fill rows of an array with ranges of samples.
+
+    Parameters
+    ----------
+    backend
+        Has the samples.
+    ranges
+        Which, and where they go; one chunk of them.
+    out
+        C-contiguous (row, value, time) if ``is_turned``, else (row, time, \\*sample shape): of the stored
+        dtype where the precision is ``exact``, else float32; float32 in any case; or uint16 if
+        ``is_bfloat16``.
+    is_turned
+        Whether values come before time.
+    is_bfloat16
+        Whether to narrow to bfloat16, as whose bits the uint16 are meant.
+
+    Raises
+    ------
+    StoreDamaged
+        If a file is missing or cut short.
+    """
+    if not len(ranges) or not out.size:
+        return
+    files = backend.files([ranges.parts[number] for number in ranges.part.tolist()]) if IS_NATIVE else None
+    n_read = 0
+    if files is not None:
+        descriptors = np.array([file.descriptor for file in files], np.int32)
+        n_read = _gather_natively(descriptors, ranges, out, is_turned=is_turned, is_bfloat16=is_bfloat16)
+    # After a failure once more, so that whoever knows says what is wrong, if it was no passing trouble.
+    rest = ranges.between(n_read, len(ranges))
+    _gather_plainly(backend, rest, out, is_turned=is_turned, is_bfloat16=is_bfloat16)
+
+
+def _gather_natively(
+    descriptors: NDArray[np.int32], ranges: Ranges, out: NDArray[Any], *, is_turned: bool, is_bfloat16: bool
+) -> int:
+    """Give how many ranges were read before one failed."""
+    grid = ranges.first.grid
+    stored = _PRECISIONS.get(ranges.precision) or _INTEGERS[grid.dtype]
+    if _is_as_stored(ranges.precision, grid.dtype, "bfloat16" if is_bfloat16 else out.dtype.name):
+        stored = _AS_STORED
+    n_values, stored_bytes = math.prod(grid.sample_shape), np.dtype(grid.dtype).itemsize
+    scale = offset = _NONE
+    if ranges.scalings is not None:
+        scale = np.stack([scaling.scale for scaling in ranges.scalings])
+        offset = np.stack([scaling.offset for scaling in ranges.scalings])
+    n_scales = _n_scales(grid, ranges.precision)
+    n_piece = _piece(grid, n_scales, int(ranges.length.max()), is_turned=is_turned)
+    is_direct = stored == _AS_STORED and not is_turned
+    scratch = np.empty(0 if is_direct else n_piece * (stored_bytes + 6) + 16, np.uint8)
+    lengths, rows, ats = np.ascontiguousarray(ranges.columns[2:])
+    return _native.gather(
+        descriptors,
+        ranges.start * grid.sample_bytes,
+        lengths,
+        rows,
+        ats,
+        scale,
+        offset,
+        out,
+        scratch,
+        n_piece,
+        stored,
+        _BFLOAT16 if is_bfloat16 else _AS_STORED,
+        stored_bytes,
+        out.itemsize,
+        n_values,
+        out.shape[-1 if is_turned else 1],
+        n_scales,
+        is_turned,
+    )
+
+
+def _gather_plainly(
+    backend: Backend, ranges: Ranges, out: NDArray[Any], *, is_turned: bool, is_bfloat16: bool
+) -> None:
+    rows = np.moveaxis(out, -1, 1) if is_turned else out
+    delivered = "bfloat16" if is_bfloat16 else out.dtype.name
+    for number, (part_number, _, length, row, at) in enumerate(ranges.columns.T.tolist()):
+        step = max(1, PIECE_VALUES // math.prod(ranges.parts[part_number].grid.sample_shape))
+        for first in range(0, length, step):
+            n = min(step, length - first)
+            # No name for what is read: it would be held while the next piece is.
+            rows[row, at + first : at + first + n] = _read(
+                backend, ranges.between(number, number + 1), first, n, delivered
+            ).reshape(n, *rows.shape[2:])
+
+
+def _read(backend: Backend, one: Ranges, first: int, n_samples: int, delivered: str) -> NDArray[Any]:
+    """Read and decode some samples of a single range."""
+    part = one.first
+    stored = np.empty((n_samples, *part.grid.sample_shape), part.grid.dtype)
+    backend.read_into(part, int(one.start[0]) + first, stored)
+    if _is_as_stored(one.precision, part.grid.dtype, delivered):
+        return stored
+    values = decode(stored, one.precision, None if one.scalings is None else one.scalings[0])
+    return encode(values, "bfloat16") if delivered == "bfloat16" else values
+
+
+def hint(backend: Backend, ranges: Ranges) -> None:
+    """Let the kernel read ranges ahead, where it can be told to.
+
+    Parameters
+    ----------
+    backend
+        Has the samples.
+    ranges
+        Which; those that overlap or touch are asked for once.
+
+    Raises
+    ------
+    StoreDamaged
+        If a file is missing.
+    """
+    files = backend.files([ranges.parts[number] for number in ranges.part.tolist()])
+    if files is None or not hasattr(os, "posix_fadvise"):
+        return
+    sample_bytes = ranges.first.grid.sample_bytes
+    firsts, n_bytes = ranges.start * sample_bytes, ranges.length * sample_bytes
+    if IS_NATIVE:
+        _native.hint(np.array([file.descriptor for file in files], np.int32), firsts, n_bytes)
+        return
+    order = np.lexsort((firsts, ranges.part)).tolist()
+    for number in order:
+        first, n = int(firsts[number]), int(n_bytes[number])
+        if n:  # no bytes would mean: up to the end of the file
+            os.posix_fadvise(files[number].descriptor, first, n, os.POSIX_FADV_WILLNEED)
+
+
+def check(backend: Backend, ranges: Ranges, checksums: Mapping[str, NDArray[np.uint32]]) -> None:
+    """Compare every block that ranges touch with its checksum.
+
+    Parameters
+    ----------
+    backend
+        Has the samples.
+    ranges
+        Which.
+    checksums
+        Path of a part -> (block,) CRC32C.
+
+    Raises
+    ------
+    StoreDamaged
+        If a block differs, or a file is missing or cut short.
+    """
+    seen = set()
+    for number, start, length in ranges.columns[:3].T.tolist():
+        part = ranges.parts[number]
+        for block in part.grid.blocks_of(start, start + length) if length else ():
+            if (number, block) in seen:
+                continue
+            seen.add((number, block))
+            first, last = part.grid.samples_of(block)
+            # The last block is filled up with zeros, which its checksum covers.
+            stored = np.zeros((part.grid.block_samples, *part.grid.sample_shape), part.grid.dtype)
+            backend.read_into(part, first, stored[: last - first])
+            if crc32c(stored) != checksums[part.path][block]:
+                raise StoreDamaged(
+                    f"Block {block} of {part.file} (samples {first} to {last}) is not what was written. "
+                    "Run engram verify."
+                )
