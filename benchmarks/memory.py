@@ -253,9 +253,10 @@ def show_memory(found: Mapping[str, Any]) -> str:
     """Write one line of the second table."""
     opened_bytes = found["opened_bytes"] - found["imported_bytes"]
     return (
-        f"{found['case']:18} {found['budget_bytes'] / MB:8.0f} MB {found['planned_bytes'] / MB:8.1f} MB "
-        f"{opened_bytes / MB:7.1f} MB {found['growth_bytes'] / MB:8.1f} MB {found['creep_bytes'] / MB:7.3f} MB "
-        f"{found['n_batches']:9,} {found['delivered_bytes'] / 1e9:8.1f} GB"
+        f"{found['case']:18} {found['budget_bytes'] / MB:6.0f} MB {found['planned_bytes'] / MB:8.1f} MB "
+        f"{opened_bytes / MB:6.1f} MB {found['growth_bytes'] / MB:8.1f} MB "
+        f"{found['creep_bytes'] / MB:8.3f} MB {found['n_batches']:7,} "
+        f"{found['delivered_bytes'] / 1e9:6.0f} GB"
     )
 
 
@@ -275,20 +276,18 @@ def main() -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in ("engram", "numpy", "pyarrow", "torch"))
     print(f"{os.cpu_count()} cores, {platform.machine()}, {versions}\n")
     found: dict[str, list[dict[str, Any]]] = {"first_batch": [], "memory": []}
-    with tempfile.TemporaryDirectory(prefix="engram-bench-") as name:
-        folder = Path(name)
-        for corpus in CORPORA:
-            write_sparse(folder / corpus, CORPORA[corpus])
-        print(
-            "store, windows, how many; open; first batch after windows(), after loader(); index, to make it"
-        )
-        for corpus, windows_name in FIRST_BATCHES:
-            found["first_batch"].append(measure_first_batch(folder, corpus, windows_name, options.rounds))
+    with tempfile.TemporaryDirectory(prefix="engram-bench-") as temporary:
+        folder = Path(temporary)
+        for name, corpus in CORPORA.items():
+            write_sparse(folder / name, corpus)
+        print("store, windows, their number; open; first batch from windows(), loader(); index; making it")
+        for name, windows_name in FIRST_BATCHES:
+            found["first_batch"].append(measure_first_batch(folder, name, windows_name, options.rounds))
             print(show_first_batch(found["first_batch"][-1]), flush=True)
         if (reason := cgroup_unavailable()) is not None:
             print(f"\nNo memory limit can be set here: {reason}")
         else:
-            print("\ncase; memory=, planned; growth after imports when opened, at most; creep; batches")
+            print("\ncase; memory=; planned; growth after imports: when opened, at most; creep; batches")
             # All at once: what they hold does not depend on how fast they are.
             with ThreadPoolExecutor(len(CASES)) as pool:
                 for each in pool.map(lambda case: watch_limited(folder, case, options.seconds), CASES):

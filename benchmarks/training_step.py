@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shutil
@@ -112,7 +113,7 @@ def make_busy(size: int) -> Step:
         return time.perf_counter() - begin
 
     multiply(3)  # the first ones choose how
-    n_products = max(1, round(STEP_S / statistics.median(multiply(1) for _ in range(100))))
+    n_products = math.ceil(STEP_S / statistics.median(multiply(1) for _ in range(100)))
 
     def step(X: Tensor) -> None:  # noqa: N803 - a batch's word
         device.copy_(X)

@@ -269,10 +269,13 @@ def broken_off(engine: Engine) -> None:
 
 def failed_in_the_consumer(engine: Engine) -> None:
     """Fail with a batch in hand."""
-    for batch in engine:
-        with pytest.raises(ZeroDivisionError):
+
+    def consume() -> None:
+        for batch in engine:
             number_of(batch) / 0
-        return
+
+    with pytest.raises(ZeroDivisionError):
+        consume()
 
 
 def closed(engine: Engine) -> None:

@@ -12,13 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 import engram
+from engram.batches.engine import AHEAD_BATCHES
 from engram.batches.windows import Windows
 from engram.errors import InputError, MissingExtra, StoreDamaged
 from engram.recordings.objects import ArrayRecording, ArraySignal, ArraySource
 from engram.store.reader import Store
 from engram.testing.kinds import make_arrays
+from engram.testing.sparse import SparseCorpus, write_sparse
+from engram.windows.cutting import Cutting, Located
 from engram.windows.spec import EventWindows, FixedWindows, Span
 from engram.windows.splits import Side, Split
 from engram.windows.targets import EventColumn, RecordingColumn, SignalTarget
@@ -291,6 +295,37 @@ def test_recordings_may_show_one_or_several_images_at_once(tmp_path: Path) -> No
             name = "a" if batch.numbers[0] < 6 else "b"
             expected = bank[shown[name][batch.numbers.numpy() % 6]][:, None]
             assert np.array_equal(batch.signals["image"].numpy(), expected)
+
+
+def test_scales_of_int16_are_counted(kinds: Store, trials: Store) -> None:
+    """Where values are read with them, those of all recordings; where none is, nothing is read."""
+    windows = kinds.windows(FixedWindows(signal="eeg", where={"subject": ("sentence-0", "sentence-3")}))
+    of_channel = 8 + 8  # a scale and an offset
+    assert windows.scales_bytes == 2 * 8 * of_channel  # the store has two recordings of int16
+    assert trials.windows(TRIALS).scales_bytes == 0
+
+
+def test_ten_million_windows_are_not_walked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a first batch of 100 GB, two windows of every recording are placed, and what is looked up ahead."""
+    write_sparse(tmp_path / "store", SparseCorpus())
+    placed, lay = [], Cutting.lay
+
+    def counting(cutting: Cutting, origin: NDArray[np.int32], i_window: NDArray[np.int64]) -> Located:
+        placed.append(len(origin))
+        return lay(cutting, origin, i_window)
+
+    monkeypatch.setattr(Cutting, "lay", counting)
+    with engram.open(tmp_path / "store") as store:
+        windows = store.windows(
+            FixedWindows(signal="eeg", window_size_s=2.0, window_stride_samples=38, drop_last_window=False)
+        )
+        assert len(windows) > 10_000_000
+        assert windows.n_times == 200
+        passing = iter(windows.loader(64, mode="shuffled", memory="500 MB", threads=1))
+        assert len(next(passing)) == 64
+        del passing
+
+    assert sum(placed) <= 2 * 2000 + 64 * 4 * AHEAD_BATCHES
 
 
 def test_a_mode_needs_its_column(trials: Store) -> None:

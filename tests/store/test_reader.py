@@ -21,9 +21,10 @@ from engram.preparation.ingest import prepare
 from engram.store.crc import file_crc32c
 from engram.store.format import FileStamp, Manifest
 from engram.store.reader import Store
-from engram.store.tables import read_table, write_table
+from engram.store.tables import TABLES, read_table, write_table
 from engram.store.verify import verify
 from engram.testing.kinds import Arrays, make_bank, make_source
+from engram.windows.spec import FixedWindows
 
 
 @pytest.fixture
@@ -91,6 +92,17 @@ def test_the_tables_keep_fields_events_and_channels(store: Store) -> None:
     assert [e["feedback"] for e in events] == ["smiley_face", None]
     assert [c["channel"] for c in store.channels("eeg-6", "eeg")] == ["E1", "E2", "E3", "E4", "E5", "E6"]
     assert store.channels("session-0", "stim") == []
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_text_may_come_encoded(store: Store, name: str) -> None:
+    """Each distinct value once, and the same rows: text is encoded, numbers and lists are as ever."""
+    plain, encoded = store.table(name), store.table(name, is_encoded=True)
+
+    assert encoded.to_pylist() == plain.to_pylist()
+    for field in plain.schema:
+        is_text = field.type == pa.string()
+        assert pa.types.is_dictionary(encoded.schema.field(field.name).type) == is_text
 
 
 def _read_some(store: Store) -> bytes:
@@ -201,6 +213,32 @@ def rewrite(store: Path, table: str, change: Callable[[dict[str, Any]], None]) -
     stamp = FileStamp((store / name).stat().st_size, file_crc32c(store / name))
     changed = Manifest(manifest.calls, {**manifest.files, name: stamp})
     (store / "manifest.json").write_bytes(changed.to_bytes())
+
+
+def test_rows_may_stand_in_any_order(arrays: Arrays, tmp_path: Path) -> None:
+    """Scales are their channels', checksums their blocks', and events their recordings'."""
+    chosen = {key: arrays[key] for key in ("eeg-129", "eeg-6", "sentence-0")}
+    prepare(make_source(chosen), tmp_path / "store", precision={"eeg": "int16"}).store.close()
+
+    def read() -> list[Any]:
+        with Store(tmp_path / "store") as store:
+            scalings = [store.scaling(key, "eeg") for key in chosen]
+            tables = store.windows(FixedWindows(signal="eeg"), same_form=False).index.tables
+            return [
+                *(array.tolist() for each in scalings for array in (each.scale, each.offset)),
+                {part: crcs.tolist() for part, crcs in store.checksums.items()},
+                tables.events.to_pydict(),
+            ]
+
+    def shuffle(columns: dict[str, Any]) -> None:
+        n_rows = len(next(iter(columns.values())))
+        order = np.random.default_rng(0).permutation(n_rows)
+        columns.update({name: [values[i] for i in order] for name, values in columns.items()})
+
+    expected = read()
+    for table in ("scales", "checksums", "events"):
+        rewrite(tmp_path / "store", table, shuffle)
+    assert read() == expected
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,22 @@ def test_events_are_kept_small() -> None:
     assert not onset_s.flags.owndata
 
 
+def test_text_that_is_encoded_is_not_encoded_again() -> None:
+    """Unless its dictionary has values that no event has, as that of a slice; no value is no text."""
+    rows = {"recording": [0, 0, 0], "onset_s": [1.0, 2.0, 3.0], "duration_s": [0.0] * 3}
+    for words in (["a", "b", "a"], ["b", None, "b"]):
+        plain = pa.table({**rows, "description": ["x"] * 3, "word": pa.array(words, pa.string())})
+        encoded = pa.table({**rows, "description": ["x"] * 3, "word": pa.array(words).dictionary_encode()})
+        texts = [
+            replace(make_tables({"a": {}}), events=each).event_texts("word") for each in (plain, encoded)
+        ]
+        assert texts[0].values == texts[1].values
+        assert texts[0].codes.tolist() == texts[1].codes.tolist()
+    whole = pa.chunked_array([pa.array(["a", "b", "b", "c"]).dictionary_encode()])
+    sliced = pa.table({**rows, "description": whole.slice(1)})
+    assert set(replace(make_tables({"a": {}}), events=sliced).event_texts("description").values) == {"b", "c"}
+
+
 def test_there_may_be_no_events() -> None:
     """Recordings without any event have empty columns of the right types."""
     tables = replace(TABLES, events=TABLES.events.slice(0, 0))

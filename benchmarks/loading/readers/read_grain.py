@@ -4,8 +4,8 @@ Its shuffle is global: an index cipher. The source is the mapped file with ``MAD
 window, as for the memmap readers; grain's own ArrayRecord files hand out bytes that have to be
 parsed, window by window. Batching comes before threads, so that a thread works on a whole batch:
 threads per window are slower by half, since each passes a lock. Few threads and a short buffer: the
-defaults (16 threads, 500 batches ahead) would hold 3 GB here. Worker processes hand over float16, half
-the bytes; the process that asks converts.
+defaults (16 threads, 500 batches ahead) would hold 1.6 GB here. Worker processes hand over float16, half
+the bytes. The process that asks converts, with one thread of PyTorch's, as grain's threads are at work.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ def _batches(source: Source, request: Request, *, is_view: bool) -> Iterator[Bat
     import grain
     import torch
 
+    torch.set_num_threads(1)
     dataset = (
         grain.MapDataset.source(source)
         .seed(0)

@@ -33,9 +33,6 @@ __all__ = ["Check", "Loader", "shared_budget"]
 Check: TypeAlias = Literal["crc"]
 """What is compared while windows are read: every block that is touched with its CRC32C."""
 
-_FOUND_BYTES = 256
-"""What is held per window and signal that was looked up ahead: four times five numbers, and more."""
-
 
 class Loader:
     """Batches of windows, epoch after epoch.
@@ -290,7 +287,7 @@ def _plan(loader: Loader, budget: Budget, threads: int | None) -> tuple[Sizes, B
     n_rows = -(-min(order.batch_size, order.n_windows) // loader.world)
     n_signals = len(windows.index.spec.signals)
     # Beside the signals: numbers, target and lengths; and what was found out about it beforehand.
-    row_bytes, found_bytes = 8 * (2 + n_signals), _FOUND_BYTES * n_signals
+    row_bytes, found_bytes = 8 * (2 + n_signals), windows.found_bytes
     slot_bytes = windows.batch_bytes(n_rows, loader.dtype)
     scratch_bytes = windows.scratch_bytes(loader.dtype, is_checked=loader.check is not None)
     held = {"index of windows": windows.index.n_bytes, "order": order.n_bytes}

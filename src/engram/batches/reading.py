@@ -76,6 +76,17 @@ class Stored:
         """
         return n_samples * math.prod(self.sample_shape) * _item_bytes(dtype or self.dtype)
 
+    def found_bytes(self, n_samples: int) -> int:
+        """Predict what is known of one window from when it is found until it is read.
+
+        Parameters
+        ----------
+        n_samples
+            Length of the window.
+        """
+        of_window, of_row = _FOUND_BYTES
+        return of_window + (0 if self.numbers is None else n_samples * math.prod(self.rows_shape) * of_row)
+
     def scratch_bytes(self, n_samples: int, dtype: Dtype | None = None) -> int:
         """Predict the buffers that windows pass through while they are read, however many.
 
@@ -90,6 +101,10 @@ class Stored:
         n_at_once = n_samples if self.numbers is None else 1
         return scratch_bytes(grid, precision, n_at_once, dtype or self.dtype, is_turned=self.is_channels)
 
+
+_FOUND_BYTES = 256, 64
+"""What is known of a window, and of each row of a bank that it has: four times five numbers, and more,
+and five numbers while they are joined with those of other windows."""
 
 _CHUNK_BYTES = 8 * 10**6
 """What is read at once: in a batch of 9 MB samples, the next one is asked for while one is read."""
@@ -316,9 +331,9 @@ class Reader:
         is_bfloat16 = reads.dtype == "bfloat16"
         if out is None:
             out = np.empty(reads.shape, "uint16" if is_bfloat16 else reads.dtype)
-        in_time = np.moveaxis(out, -1, 1) if reads.is_channels else out
-        for row in np.flatnonzero(reads.lengths < in_time.shape[1]).tolist():
-            in_time[row, int(reads.lengths[row]) :] = 0
+        for row in np.flatnonzero(reads.lengths < reads.lengths.max()).tolist():
+            in_time = out[row].T if reads.is_channels else out[row]
+            in_time[int(reads.lengths[row]) :] = 0
         # A sample of several rows of a bank is gathered row by row.
         flat = out if reads.is_channels else out.reshape(reads.flat_shape)
         for ranges in reads.ranges:
@@ -397,20 +412,26 @@ class _Places:
         parts: dict[Part, int] = {}
         forms: dict[tuple[Any, ...], int] = {}
         table = np.zeros((4, n_recordings), np.int64)
+        # What recordings of the same parts have in common: there are hundreds of parts, and tens of
+        # thousands of recordings.
+        known: dict[tuple[str, str], tuple[int, int, int]] = {}
         for number, stored in every.items():
-            form = (
-                stored.sample_shape,
-                stored.rows_shape,
-                stored.dtype,
-                stored.is_channels,
-                stored.numbers is None,
-            )
-            table[:, number] = (
-                parts.setdefault(stored.extent.part, len(parts)),
-                stored.extent.start,
-                _PRECISIONS.index(stored.extent.precision),
-                forms.setdefault(form, len(forms)),
-            )
+            alike = stored.extent.part.path, (stored.numbers or stored.extent).part.path
+            if alike not in known:
+                form = (
+                    stored.sample_shape,
+                    stored.rows_shape,
+                    stored.dtype,
+                    stored.is_channels,
+                    stored.numbers is None,
+                )
+                known[alike] = (
+                    parts.setdefault(stored.extent.part, len(parts)),
+                    _PRECISIONS.index(stored.extent.precision),
+                    forms.setdefault(form, len(forms)),
+                )
+            part, precision, of_form = known[alike]
+            table[:, number] = part, stored.extent.start, precision, of_form
         precisions = np.unique(table[_PRECISION, list(every)]).tolist()
         return cls(every, tuple(parts), precisions, table)
 
@@ -455,7 +476,7 @@ def tables_of(store: Store) -> Tables:
 def _texts(column: pa.ChunkedArray) -> tuple[str | None, ...]:
     """Give a column of text, each distinct value held once."""
     codes, values = codes_of(column.dictionary_encode(null_encoding="encode"))
-    return tuple(values[code] for code in codes.tolist())
+    return tuple(np.array(values, object)[codes].tolist())
 
 
 def _events(store: Store, ids: pa.Array) -> pa.Table:

@@ -517,6 +517,14 @@ class Windows:
             n_bytes += align(n_windows * of_window)
         return n_bytes
 
+    @property
+    def found_bytes(self) -> int:
+        """Predict what is known of one window, at most, from when it is found until it is read."""
+        return sum(
+            max(stored.found_bytes(longest) for stored in self._forms(signal))
+            for signal, (_, longest) in self._walk.lengths.items()
+        )
+
     def scratch_bytes(self, dtype: Dtype | None = None, *, is_checked: bool = False) -> int:
         """Predict what windows pass through while one thread reads them, however many.
 

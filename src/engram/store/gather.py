@@ -131,9 +131,11 @@ def scratch_bytes(grid: Grid, precision: Precision, n_samples: int, dtype: str, 
     of_scales = 2 * 8 * n_scales * _MAX_RANGES
     itemsize, is_as_stored = np.dtype(grid.dtype).itemsize, _is_as_stored(precision, grid.dtype, dtype)
     if not IS_NATIVE:
-        # NumPy takes whole samples, decodes by way of float64, and narrows in four steps.
-        of_value = itemsize if is_as_stored else itemsize + 4 + 16 + (16 if dtype == "bfloat16" else 0)
-        return _piece(grid, n_scales, n_samples, is_turned=True) * of_value
+        # NumPy takes whole samples, decodes int16 by way of float64, and narrows in four steps.
+        decoded = {"exact": 0, "float16": 4, "float32": 4, "bfloat16": 8, "int16": 16}[precision]
+        of_value = itemsize + (0 if is_as_stored else decoded + (16 if dtype == "bfloat16" else 0))
+        of_casting = 8 * np.getbufsize() if precision == "int16" else 0
+        return _piece(grid, n_scales, n_samples, is_turned=True) * of_value + of_casting
     if is_as_stored and not is_turned:
         return 0
     n_piece = _piece(grid, n_scales, n_samples, is_turned=is_turned)
@@ -188,9 +190,10 @@ def gather(
     if files is not None:
         descriptors = np.array([file.descriptor for file in files], np.int32)
         n_read = _gather_natively(descriptors, ranges, out, is_turned=is_turned, is_bfloat16=is_bfloat16)
-    # After a failure once more, so that whoever knows says what is wrong, if it was no passing trouble.
-    rest = ranges.between(n_read, len(ranges))
-    _gather_plainly(backend, rest, out, is_turned=is_turned, is_bfloat16=is_bfloat16)
+    if n_read < len(ranges):
+        # After a failure once more, so that whoever knows says what is wrong, if it was no passing trouble.
+        rest = ranges.between(n_read, len(ranges))
+        _gather_plainly(backend, rest, out, is_turned=is_turned, is_bfloat16=is_bfloat16)
 
 
 def _gather_natively(
