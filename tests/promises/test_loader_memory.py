@@ -48,7 +48,7 @@ benchmark = load_benchmark()
 
 @pytest.mark.parametrize("name", benchmark.CASES)
 def test_a_loader_grows_by_no_more_than_its_budget(tmp_path: Path, name: str) -> None:
-    """Over budgets, windows, precisions and checks, of stores 7 to 50 times as large; and it does not creep."""
+    """Over budgets, windows, precisions and checks, of stores 7 to 50 times as large. It does not creep."""
     case = benchmark.CASES[name]
     write_sparse(tmp_path / case.corpus, benchmark.CORPORA[case.corpus])
     found = benchmark.watch_limited(tmp_path, name, SECONDS)
