@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 Batch: TypeAlias = "tuple[Tensor, Tensor]"
 """Numbers of the windows (window,) int64, and their samples (window, channel, time) float32."""
 
-Kind: TypeAlias = Literal["engram", "one by one", "whole batches", "own loader"]
-"""How a reader is asked: ``one by one`` by PyTorch's ``DataLoader``, window by window; for
-``whole batches`` by one call each; or it is a loader of its own."""
+Kind: TypeAlias = Literal["engram", "as usual", "one by one", "whole batches", "own loader"]
+"""How a reader is asked: ``one by one`` by PyTorch's ``DataLoader``, window by window, and converts in a
+``collate_fn`` of ours, or ``as usual``, with PyTorch's own; for ``whole batches`` by one call each; or it
+is a loader of its own."""
 
 
 Regime: TypeAlias = Literal["warm", "capped", "overlap"]

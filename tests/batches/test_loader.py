@@ -28,7 +28,7 @@ from engram.batches.batch import Batch
 from engram.batches.loader import Loader
 from engram.batches.windows import Windows
 from engram.errors import DoesNotFit, InputError
-from engram.memory import Usage
+from engram.memory import Limit, Usage
 from engram.preparation.ingest import prepare
 from engram.recordings.objects import ArrayRecording, ArraySignal, ArraySource
 from engram.store.reader import Store
@@ -51,6 +51,16 @@ forks = pytest.mark.filterwarnings(
 def windows(trials: Store) -> Windows:
     """120 windows of 4 channels and 50 samples, 40 of each subject."""
     return trials.windows(SPEC, RecordingColumn("age"))
+
+
+@pytest.fixture(params=["page cache", "past it"])
+def way(request: pytest.FixtureRequest, windows: Windows, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways that a file is read: a loader takes the second where data is far larger than memory."""
+    if request.param == "past it":
+        if not windows.can_be_read_directly():
+            pytest.skip("temporary files cannot be read past the page cache here")
+        monkeypatch.setattr(loader_module, "_is_cache_useless", lambda *_: True)
+    return str(request.param)
 
 
 def assert_rows(batch: Batch, whole: Batch, rank: int = 0, world: int = 1) -> None:
@@ -239,7 +249,14 @@ def test_an_order_of_other_windows_is_refused(windows: Windows) -> None:
     check=st.sampled_from([None, "crc"]),
 )
 def test_batches_are_one_whatever_reads_them(
-    windows: Windows, kinds: Store, kind: str, batch_size: int, memory: str, threads: int, check: Any
+    way: str,
+    windows: Windows,
+    kinds: Store,
+    kind: str,
+    batch_size: int,
+    memory: str,
+    threads: int,
+    check: Any,
 ) -> None:
     """Over budgets, threads and checks, lengths and precisions: the model reads each batch alone."""
     if kind == "sentences":
@@ -249,6 +266,8 @@ def test_batches_are_one_whatever_reads_them(
     loader = windows.loader(
         batch_size, mode="shuffled", drop_last=False, memory=memory, threads=threads, check=check
     )
+    if memory == "500 MB":
+        assert loader.is_direct == (way == "past it" and check is None)
     for epoch in range(2):
         for number, batch in enumerate(loader):
             assert_rows(batch, windows.read(loader.order.batch(epoch, number)))
@@ -358,6 +377,7 @@ def _send_rest(passing: Iterator[Batch], pipe: Any) -> None:
 
 
 @forks
+@pytest.mark.usefixtures("way")
 def test_a_child_goes_on_with_its_parent_s_pass(windows: Windows) -> None:
     """Forked in the middle of an epoch, it reads the rest as the parent does."""
     context = multiprocessing.get_context("fork")
@@ -378,6 +398,7 @@ def test_a_child_goes_on_with_its_parent_s_pass(windows: Windows) -> None:
         assert_rows(batch, windows.read(batch.numbers.numpy()))
 
 
+@pytest.mark.usefixtures("way")
 def test_threads_end_with_the_pass(windows: Windows) -> None:
     """As many as were asked for, and none when it is broken off."""
     for _ in windows.loader(4, threads=3, memory="50 MB"):
@@ -462,6 +483,7 @@ def _digest(loader: Loader) -> list[tuple[list[int], float]]:
 @pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded:DeprecationWarning"
 )  # fork is the point
+@pytest.mark.usefixtures("way")
 def test_a_loader_reads_the_same_in_a_child(windows: Windows, method: str) -> None:
     """A loader that has read here goes on in a child that was forked or spawned, as if it were here."""
     loader = windows.loader(32, mode="shuffled")
@@ -583,6 +605,7 @@ def test_the_budget_decides_how_many_batches_and_threads(windows: Windows, check
     ("dtype", "check"), [(None, None), (None, "crc"), ("bfloat16", None), ("float32", "crc")]
 )
 @pytest.mark.parametrize("kind", ["eeg", "sentences", "stimulus", "volumes"])
+@pytest.mark.usefixtures("way")
 def test_a_loader_holds_no_more_than_its_lines(kinds: Store, kind: str, dtype: Any, check: Any) -> None:
     """Over two epochs, with the last batch of the first still in hand when the second begins."""
     spec = {
@@ -629,6 +652,47 @@ def assert_holds(loader: Loader) -> dict[str, int]:
     # Threads, futures and other objects of Python are some kilobytes.
     assert peak_bytes <= sum(lines.values()) + 128 * 1024
     return {**lines, "peak": peak_bytes}
+
+
+def test_the_page_cache_is_passed_where_it_is_of_no_use(
+    kinds: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Large windows in a random order, each piece read once, of four times as much as memory leaves."""
+    rng = np.random.default_rng(0)
+    eeg = ArraySignal(rng.normal(0, 10, (4000, 129)).astype("float32"), 100.0)
+    with prepare(ArraySource({"a": ArrayRecording({"eeg": eeg})}), tmp_path / "store").store as store:
+        spec = FixedWindows(signal="eeg", window_size_s=2.0)  # 20 of 51,600 bytes
+        windows = store.windows(spec)
+        if not windows.can_be_read_directly():
+            pytest.skip("temporary files cannot be read past the page cache here")
+        assert windows.bytes_of_parts == (20 * 51_600, 4000 * 258)
+
+        def is_direct(windows: Windows, free_bytes: int, **options: Any) -> bool:
+            limit = Limit("host", allowed_bytes=free_bytes, used_bytes=0, where="here")
+            monkeypatch.setattr(loader_module, "binding_limit", lambda: limit)
+            return windows.loader(4, **{"memory": "1 GB", "mode": "shuffled", **options}).is_direct
+
+        few = 20 * 51_600 // 4 - 1
+        assert is_direct(windows, few)
+        assert not is_direct(windows, few + 1)
+        assert not is_direct(windows, few, mode="sequential")
+        assert not is_direct(windows, few, check="crc")
+        assert not is_direct(store.windows(FixedWindows(signal="eeg", window_size_s=1.0)), few)
+        overlapping = FixedWindows(signal="eeg", window_size_s=2.0, window_stride_s=1.0)
+        assert not is_direct(store.windows(overlapping), few)
+        volumes, images = (
+            kinds.windows(FixedWindows(signal=signal, window_size_samples=1)) for signal in ("betas", "image")
+        )
+        assert is_direct(volumes, 1000)
+        assert not is_direct(images, 1000)  # rows of a bank
+
+        # Where its buffers do not fit beside two batches, it is the page cache after all.
+        sizes = [windows.scratch_bytes(is_direct=is_direct) for is_direct in (False, True)]
+        assert sizes[1] - sizes[0] == 64 * 57_344 + 4096
+        spent_bytes = windows.loader(4, mode="shuffled", memory="1 GB", threads=1).budget.spent_bytes
+        memory = spent_bytes - windows.batch_bytes(4)  # two batches and one thread's buffers
+        assert is_direct(windows, few, memory=memory, threads=1)
+        assert not is_direct(windows, few, memory=memory - 10_000, threads=1)
 
 
 def test_rows_of_a_bank_that_were_looked_up_are_counted(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import engram
+from engram.batches import loader as loader_module
 from engram.batches.batch import Batch
 from engram.errors import StoreDamaged
 from engram.store.reader import Store
@@ -88,7 +89,7 @@ def passing(path: Path, change: Callable[[int], None], **options: Any) -> tuple[
     """Pass through a store and change it after some batch; give the bytes of all batches, and the error."""
     found: list[bytes] = []
     with Store(path) as store:
-        loader = store.windows(SPEC).loader(BATCH_SIZE, **{"memory": "3 MB", "threads": 2, **options})
+        loader = store.windows(SPEC).loader(BATCH_SIZE, **{"memory": "30 MB", "threads": 2, **options})
         try:
             for number, batch in enumerate(loader):
                 found.append(bytes_of(batch))
@@ -111,12 +112,24 @@ def expected(whole: Path) -> list[bytes]:
     return found
 
 
+@pytest.fixture(params=["page cache", "past it"])
+def way(request: pytest.FixtureRequest, whole: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways that a file is read; what is forked in a test reads in the same."""
+    if request.param == "past it":
+        with Store(whole) as store:
+            if not store.windows(SPEC).can_be_read_directly():
+                pytest.skip("temporary files cannot be read past the page cache here")
+        monkeypatch.setattr(loader_module, "_is_cache_useless", lambda *_: True)
+    return str(request.param)
+
+
 def after(wanted: int, change: Callable[[], None]) -> Callable[[int], None]:
     """Do something once, after the batch of this number."""
     return lambda number: change() if number == wanted else None
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.usefixtures("way")
 def test_a_part_that_is_shortened_is_an_error_at_the_first_batch_that_lacks_samples(
     path: Path, expected: list[bytes], threads: int
 ) -> None:
@@ -148,6 +161,7 @@ def file_bytes(path: Path, name: str) -> int:
 
 
 @pytest.mark.parametrize("size_bytes", [0, 100_000])
+@pytest.mark.usefixtures("way")
 def test_a_part_that_is_shortened_before_it_is_opened_is_an_error_at_its_first_batch(
     path: Path, expected: list[bytes], size_bytes: int
 ) -> None:
@@ -158,6 +172,7 @@ def test_a_part_that_is_shortened_before_it_is_opened_is_an_error_at_its_first_b
     assert f"c/0/0 ends at byte {size_bytes}" in error
 
 
+@pytest.mark.usefixtures("way")
 def test_a_part_that_is_gone_is_an_error_at_its_first_batch(path: Path, expected: list[bytes]) -> None:
     """With its name."""
     file = part_of(path, "c")
@@ -166,6 +181,7 @@ def test_a_part_that_is_gone_is_an_error_at_its_first_batch(path: Path, expected
     assert error == f"{file.relative_to(path)} is missing. Run engram verify."
 
 
+@pytest.mark.usefixtures("way")
 def test_a_part_that_is_replaced_is_served_to_the_end_as_it_was_opened(
     path: Path, expected: list[bytes]
 ) -> None:
@@ -181,6 +197,7 @@ def test_a_part_that_is_replaced_is_served_to_the_end_as_it_was_opened(
     assert (found, error) == (expected, "")
 
 
+@pytest.mark.usefixtures("way")
 def test_recordings_that_are_appended_disturb_no_pass(path: Path, expected: list[bytes]) -> None:
     """Parts opened afterwards are still those of the tables that were read."""
 
@@ -199,6 +216,7 @@ def anew(path: Path) -> None:
     build(path, other="cd")
 
 
+@pytest.mark.usefixtures("way")
 def test_a_store_that_is_prepared_anew_is_an_error_at_the_first_part_that_is_another(
     path: Path, expected: list[bytes]
 ) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, Literal, TypeAlias
 from unittest import mock
 
 import numpy as np
@@ -34,7 +36,22 @@ if module.IS_NATIVE:
     from engram.store import _native
 
 needs_native = pytest.mark.skipif(not module.IS_NATIVE, reason="engram.store._native was not compiled here")
-WAYS = [pytest.param(True, marks=needs_native, id="native"), pytest.param(False, id="numpy")]
+
+
+def can_be_direct() -> bool:
+    """Whether the folder of temporary files can be read past the page cache."""
+    with tempfile.NamedTemporaryFile() as file, suppress(OSError, AttributeError):
+        os.close(os.open(file.name, os.O_RDONLY | os.O_DIRECT))
+        return module.IS_NATIVE
+    return False
+
+
+CAN_BE_DIRECT = can_be_direct()
+needs_direct = pytest.mark.skipif(
+    not CAN_BE_DIRECT, reason="temporary files cannot be read past the page cache here"
+)
+Way: TypeAlias = Literal["native", "numpy", "direct"]
+WAYS = [pytest.param("native", marks=needs_native), "numpy", pytest.param("direct", marks=needs_direct)]
 
 INTEGERS = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 FORMS: list[tuple[Precision, str]] = [
@@ -137,11 +154,11 @@ def assert_same(one: NDArray[Any], other: NDArray[Any], *, is_bfloat16: bool = F
 
 
 def gathered(
-    backend: ZarrBackend | RamBackend, ranges: Ranges, out: NDArray[Any], *, is_native: bool, **how: bool
+    backend: ZarrBackend | RamBackend, ranges: Ranges, out: NDArray[Any], *, way: Way, **how: bool
 ) -> NDArray[Any]:
-    """Fill ``out`` in one of the two ways."""
-    with mock.patch.object(module, "IS_NATIVE", is_native):
-        gather(backend, ranges, out, **{"is_turned": False, **how})
+    """Fill ``out`` in one of the ways."""
+    with mock.patch.object(module, "IS_NATIVE", way != "numpy"):
+        gather(backend, ranges, out, **{"is_turned": False, "is_direct": way == "direct", **how})
     return out
 
 
@@ -170,7 +187,7 @@ def places(draw: st.DrawFn) -> tuple[list[tuple[int, int, int, int, int]], tuple
     piece_values=st.sampled_from([1, 7, 40, 1000, 1 << 16]),
     data=st.data(),
 )
-def test_both_ways_give_what_numpy_decodes(
+def test_all_ways_give_what_numpy_decodes(
     corpus: Corpus,
     form: tuple[Precision, str],
     shape: tuple[int, ...],
@@ -199,18 +216,22 @@ def test_both_ways_give_what_numpy_decodes(
         decoded = decode(values[part][start : start + length], precision, scaling)
         expected[row, at : at + length] = encode(decoded, "bfloat16") if is_bfloat16 else decoded
     ranges = ranges_of(parts, precision, rows, scalings if precision == "int16" else None)
-    for is_native in {False, module.IS_NATIVE}:
+    possible: dict[Way, bool] = {"numpy": True, "native": module.IS_NATIVE, "direct": CAN_BE_DIRECT}
+    for way in (way for way, is_possible in possible.items() if is_possible):
         out = np.moveaxis(before, 1, -1).copy("C") if is_turned else before.copy()
-        with mock.patch.object(module, "PIECE_VALUES", piece_values):
+        with (
+            mock.patch.object(module, "PIECE_VALUES", piece_values),
+            nullcontext() if way == "numpy" else mock.patch.object(module, "_gather_plainly", None),
+        ):
             how = {"is_turned": is_turned, "is_bfloat16": is_bfloat16}
-            gathered(corpus.backend, ranges, out, is_native=is_native, **how)
+            gathered(corpus.backend, ranges, out, way=way, **how)
         in_time = np.ascontiguousarray(np.moveaxis(out, -1, 1)) if is_turned else out
         assert_same(in_time, expected, is_bfloat16=is_bfloat16)
 
 
-@pytest.mark.parametrize("is_native", WAYS)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", [ZarrBackend, RamBackend])
-def test_a_store_s_recordings_are_what_it_reads(store_path: Path, kind: Any, *, is_native: bool) -> None:
+def test_a_store_s_recordings_are_what_it_reads(store_path: Path, kind: Any, *, way: Way) -> None:
     """Over every kind of signal; also from memory, where there are no files to read natively."""
     with Store(store_path) as store:
         backend = kind(store.path, store.manifest.files)
@@ -220,9 +241,7 @@ def test_a_store_s_recordings_are_what_it_reads(store_path: Path, kind: Any, *, 
                 expected = store.read(extent.recording, signal, 0, n_samples)
                 ranges = ranges_of([extent.part], extent.precision, [(0, extent.start, n_samples, 0, 0)])
                 out = np.empty((1, *expected.shape), expected.dtype)
-                np.testing.assert_array_equal(
-                    gathered(backend, ranges, out, is_native=is_native)[0], expected
-                )
+                np.testing.assert_array_equal(gathered(backend, ranges, out, way=way)[0], expected)
         backend.close()
 
 
@@ -248,7 +267,7 @@ PATTERNS: list[tuple[Precision, str, Callable[[NDArray[np.uint16]], NDArray[np.f
 ]
 
 
-@pytest.mark.parametrize("is_native", WAYS)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("piece_values", [7, 1 << 16])
 @pytest.mark.parametrize("is_flushed", [False, True])
 @pytest.mark.parametrize("is_turned", [False, True])
@@ -263,7 +282,7 @@ def test_every_pattern_of_16_bits_is_widened_exactly(
     is_turned: bool,
     is_flushed: bool,
     piece_values: int,
-    is_native: bool,
+    way: Way,
 ) -> None:
     """All 65,536, by eight at once or one by one; subnormals too where the thread takes those for zero."""
     torch = pytest.importorskip("torch")
@@ -278,9 +297,8 @@ def test_every_pattern_of_16_bits_is_widened_exactly(
 
     def read() -> None:  # what is told to a processor ends with the thread
         is_supported.append(not is_flushed or torch.set_flush_denormal(True))
-        how = {"is_native": is_native, "is_turned": is_turned}
-        gathered(backend, ranges, wide, **how)
-        gathered(backend, ranges, narrow, is_bfloat16=True, **how)
+        gathered(backend, ranges, wide, way=way, is_turned=is_turned)
+        gathered(backend, ranges, narrow, way=way, is_turned=is_turned, is_bfloat16=True)
 
     thread = Thread(target=read)
     thread.start()
@@ -295,8 +313,8 @@ def test_every_pattern_of_16_bits_is_widened_exactly(
         assert np.array_equal(other, bits)  # as stored, every NaN as it is
 
 
-@pytest.mark.parametrize("is_native", WAYS)
-def test_int16_is_rounded_twice_as_numpy_does(files: Files, *, is_native: bool) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_int16_is_rounded_twice_as_numpy_does(files: Files, *, way: Way) -> None:
     """scale * stored + offset: with both in one rounding, values at the offset would not be zero."""
     stored = np.arange(-(1 << 15), 1 << 15, dtype=np.int16)
     part = files.add("int16", np.repeat(stored[:, None], 3, axis=1))
@@ -305,36 +323,39 @@ def test_int16_is_rounded_twice_as_numpy_does(files: Files, *, is_native: bool) 
     for zero in (-32767, -12345, 77, 32767):
         scaling = Scaling(scale, -(scale * zero))
         ranges = ranges_of([part], "int16", [(0, 0, len(stored), 0, 0)], [scaling])
-        out = gathered(backend, ranges, np.empty((1, len(stored), 3), np.float32), is_native=is_native)
+        out = gathered(backend, ranges, np.empty((1, len(stored), 3), np.float32), way=way)
         assert not out[0, stored == zero].any()
         assert_same(out[0], (stored[:, None] * scale + scaling.offset).astype(np.float32))
 
 
-@pytest.mark.parametrize("is_native", WAYS)
-def test_a_file_cut_short_is_told_and_what_lies_before_is_read(files: Files, *, is_native: bool) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_file_cut_short_is_told_and_what_lies_before_is_read(files: Files, *, way: Way) -> None:
     """The message names the file and where it ends."""
     values = values_of("float16", 40_000, (4,))
     part = files.add("cut", values)
     backend = files.open()
-    backend.files([part])
+    backend.files([part], is_direct=way == "direct")
     with (files.root / part.file).open("r+b") as file:
         file.truncate(8 * 30_000)
     ranges = ranges_of([part], "float16", [(0, 20_000, 100, 0, 0), (0, 29_950, 100, 1, 0)])
     out = np.zeros((2, 100, 4), np.float32)
 
     with pytest.raises(StoreDamaged, match=r"cut/x/c/0/0 ends at byte 240000, .* Run engram verify"):
-        gathered(backend, ranges, out, is_native=is_native)
+        gathered(backend, ranges, out, way=way)
     assert_same(out[0], values[20_000:20_100].astype(np.float32))
 
 
-@pytest.mark.parametrize("is_native", WAYS)
-def test_a_missing_file_is_told(files: Files, *, is_native: bool) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_missing_file_is_told(files: Files, *, way: Way) -> None:
     """By gathering and by hinting."""
     part = Part("gone", "x", Grid(10, (2,), "uint8"))
     ranges = ranges_of([part], "exact", [(0, 0, 10, 0, 0)])
     with pytest.raises(StoreDamaged, match="gone/x/c/0/0 is missing"):
-        gathered(files.open(), ranges, np.empty((1, 10, 2), np.uint8), is_native=is_native)
-    with mock.patch.object(module, "IS_NATIVE", is_native), pytest.raises(StoreDamaged, match="is missing"):
+        gathered(files.open(), ranges, np.empty((1, 10, 2), np.uint8), way=way)
+    with (
+        mock.patch.object(module, "IS_NATIVE", way != "numpy"),
+        pytest.raises(StoreDamaged, match="is missing"),
+    ):
         hint(files.open(), ranges)
 
 
@@ -361,6 +382,8 @@ def natively(**changes: Any) -> int:
         "offset": np.ones((1, 3)),
         "out": np.zeros((2, 3, 8), np.float32),
         "scratch": np.empty(12 * 8 + 16, np.uint8),
+        "slots": np.empty(0, np.uint8),
+        "slot_bytes": 0,
         "n_piece": 12,
         "stored": module._INT16_SCALED,
         "delivered": module._AS_STORED,
@@ -396,6 +419,13 @@ def natively(**changes: Any) -> int:
         {"offset": np.ones((0, 3))},
         {"out": np.zeros(47, np.float32)},
         {"scratch": np.empty(12 * 8 + 15, np.uint8)},
+        {"slots": np.empty(4096 + 8191, np.uint8), "slot_bytes": 8192},
+        {"slots": np.empty(1, np.uint8), "slot_bytes": 4096},
+        {"slots": np.empty(9000, np.uint8), "slot_bytes": 4095},
+        {"slots": np.empty(9000, np.uint8), "slot_bytes": 0},
+        {"slots": np.empty(9000, np.uint8), "slot_bytes": -4096},
+        {"slots": np.empty(9000, np.uint8), "slot_bytes": 4096},
+        {"slots": np.empty(9000, np.uint8), "slot_bytes": 2**62},
         {"n_piece": 0},
         {"n_piece": 13},
         {"n_piece": -12},
@@ -491,22 +521,40 @@ def test_the_kernel_is_asked_for_the_bytes_of_all_ranges(
     assert bytes_of(covered) == bytes_of(wanted)
 
 
+def test_the_kernel_is_asked_for_the_blocks_that_are_compared(files: Files) -> None:
+    """Whole ones, the last one as far as it goes; for a range of nothing, for nothing."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    values = np.zeros((2 * 21_845 + 1000, 3), np.int16)
+    parts = [files.add("p", values), files.add("q", values[:100])]
+    assert parts[0].grid.block_samples == 21_845
+    asked: list[tuple[int, int]] = []
+    rows = [(0, 21_840, 10, 0, 0), (0, 43_700, 20, 1, 0), (0, 5, 0, 2, 0), (1, 3, 4, 3, 0)]
+    with (
+        mock.patch.object(module, "IS_NATIVE", new=False),
+        mock.patch.object(os, "posix_fadvise", lambda _, first, n_bytes, __: asked.append((first, n_bytes))),
+    ):
+        hint(files.open(), ranges_of(parts, "exact", rows), is_checked=True)
+    advised = [piece for piece in asked if piece != (0, 0)]  # a file that is opened is advised as a whole
+    assert advised == [(0, 2 * 21_845 * 6), (2 * 21_845 * 6, 6000), (0, 600)]
+
+
 def bytes_of(pieces: list[tuple[int, int, int]]) -> set[tuple[int, int]]:
     """Give (part, byte) of pieces (part, first, stop)."""
     return {(part, byte) for part, first, stop in pieces for byte in range(first, stop)}
 
 
-@pytest.mark.parametrize("is_native", WAYS)
-def test_a_hint_changes_nothing_but_speed(corpus: Corpus, *, is_native: bool) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_hint_changes_nothing_but_speed(corpus: Corpus, *, way: Way) -> None:
     """What is read after it is what is read without it; where nothing can be told, nothing is."""
     parts, values = corpus.get("int16", (3,))
     ranges = ranges_of(
         parts, "exact", [(0, 3, 20, 0, 0), (0, 10, 30, 1, 0), (0, 97, 0, 1, 0), (1, 0, 60, 2, 0)]
     )
-    with mock.patch.object(module, "IS_NATIVE", is_native):
+    with mock.patch.object(module, "IS_NATIVE", way != "numpy"):
         hint(corpus.backend, ranges)
         hint(RamBackend(corpus.files.root, corpus.files.stamps), ranges)
-    out = gathered(corpus.backend, ranges, np.zeros((3, 60, 3), np.int16), is_native=is_native)
+    out = gathered(corpus.backend, ranges, np.zeros((3, 60, 3), np.int16), way=way)
     assert np.array_equal(out[1, :30], values[0][10:40])
 
 
@@ -592,7 +640,7 @@ LARGE: list[tuple[Precision, str, tuple[int, ...], int]] = [
 ]
 
 
-@pytest.mark.parametrize("is_native", WAYS)
+@pytest.mark.parametrize("way", [*WAYS, "in memory"])
 @pytest.mark.parametrize("dtype", ["as decoded", "float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("precision", "stored", "shape", "n_samples", "is_turned"),
@@ -606,12 +654,13 @@ def test_gathering_holds_no_more_than_it_says(
     shape: tuple[int, ...],
     n_samples: int,
     dtype: str,
+    way: str,
     *,
     is_turned: bool,
-    is_native: bool,
 ) -> None:
     """Beside its result and the ranges themselves; and no less than half of it, or some kilobytes."""
-    monkeypatch.setattr(module, "IS_NATIVE", is_native)
+    if way == "numpy":
+        monkeypatch.setattr(module, "IS_NATIVE", False)
     part = files.add("large", values_of(stored, n_samples, shape))
     scaling = Scaling(np.ones(shape[-1]), np.zeros(shape[-1]))
     ranges = ranges_of(
@@ -620,16 +669,26 @@ def test_gathering_holds_no_more_than_it_says(
     dtype = (stored if precision == "exact" else "float32") if dtype == "as decoded" else dtype
     out_shape = (1, *shape, n_samples) if is_turned else (1, n_samples, *shape)
     out = np.empty(out_shape, "uint16" if dtype == "bfloat16" else dtype)
-    predicted = scratch_bytes(part.grid, precision, n_samples, dtype, is_turned=is_turned)
-    backend = files.open()
-    gather(backend, ranges, out, is_turned=is_turned, is_bfloat16=dtype == "bfloat16")
+    backend = RamBackend(files.root, files.stamps) if way == "in memory" else files.open()
+    has_files = backend.files([]) is not None
+    predicted = scratch_bytes(
+        part.grid,
+        precision,
+        n_samples,
+        dtype,
+        is_turned=is_turned,
+        has_files=has_files,
+        is_direct=way == "direct",
+    )
+    how = {"is_turned": is_turned, "is_bfloat16": dtype == "bfloat16", "is_direct": way == "direct"}
+    gather(backend, ranges, out, **how)
 
     tracemalloc.start()
-    gather(backend, ranges, out, is_turned=is_turned, is_bfloat16=dtype == "bfloat16")
+    gather(backend, ranges, out, **how)
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
     # The scales of one range, where the prediction is for as many as are read at once.
-    of_scales = 2 * 8 * shape[-1] * 63 if precision == "int16" and is_native else 0
+    of_scales = 2 * 8 * shape[-1] * 63 if precision == "int16" and way in ("native", "direct") else 0
     assert peak_bytes <= predicted - of_scales + 20_000
     assert predicted - of_scales <= 2 * peak_bytes + 20_000

@@ -133,6 +133,7 @@ READERS = (
         form="arrow",
         prepare=prepare,
         batches=batches_streamed,
+        workers=(0,),
         shuffle=f"buffer of {BUFFER_WINDOWS:,} windows over 10 shards",
     ),
 )

@@ -9,6 +9,8 @@ matter, each measured here:
   other windows of the batch are asked for.
 - ``np.asarray`` of the mapped file: slices of a ``np.memmap`` cost ten times as much.
 - Pre-cut windows need no transposing, so they are the faster form where nothing overlaps.
+- Converting and transposing is one call per batch, in a ``collate_fn`` of ours: ``as usual`` is what it
+  costs to leave that to each window and to PyTorch.
 - The gather is NumPy's, a ``memcpy`` per window; ``torch.index_select`` copies by element.
 """
 
@@ -26,6 +28,7 @@ from benchmarks.loading.reader import (
     Item,
     Reader,
     Request,
+    Rows,
     collate,
     collate_transposed,
     load_with_torch,
@@ -99,6 +102,20 @@ class Windows:
         return number, window.reshape(N_CHANNELS, WINDOW_SAMPLES)
 
 
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """Windows as they are delivered: (channel, time) float32."""
+
+    views: Recordings
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, number: int) -> tuple[int, NDArray[np.float32]]:
+        number, window = self.views[number]
+        return number, window.T.astype(np.float32, order="C")
+
+
 def batches_random(request: Request) -> Iterator[Batch]:
     """Cut views, with MADV_RANDOM alone."""
     dataset = Recordings(Mapped(request.folder / RECORDINGS), request.starts, is_advised=False)
@@ -114,6 +131,15 @@ def batches_willneed(request: Request) -> Iterator[Batch]:
 def batches_windows(request: Request) -> Iterator[Batch]:
     """Read pre-cut windows, with MADV_WILLNEED for each."""
     return load_with_torch(Windows(Mapped(request.folder / WINDOWS)), request, collate)
+
+
+def batches_usual(request: Request) -> Iterator[Batch]:
+    """Cut and convert in ``__getitem__``, and leave the rest to ``DataLoader``: as most people write it."""
+    from torch.utils.data import DataLoader
+
+    views = Recordings(Mapped(request.folder / RECORDINGS), request.starts, is_advised=True)
+    order = Rows(request.numbers)
+    return iter(DataLoader(Converted(views), batch_sampler=order, num_workers=request.workers))
 
 
 def batches_gathered(request: Request) -> Iterator[Batch]:
@@ -150,6 +176,16 @@ READERS = (
         prepare=prepare_recordings,
         batches=batches_willneed,
         regimes=("warm", "capped", "overlap"),
+    ),
+    Reader(
+        name="memmap, as usual",
+        kind="as usual",
+        settings="as before, converted in `__getitem__`, with `DataLoader`'s own `collate_fn`",
+        distribution="numpy",
+        libraries=("torch",),
+        form="recordings",
+        prepare=prepare_recordings,
+        batches=batches_usual,
     ),
     Reader(
         name="memmap, pre-cut",

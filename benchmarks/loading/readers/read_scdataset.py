@@ -83,6 +83,7 @@ READERS = (
         form="windows",
         prepare=read_memmap.prepare_windows,
         batches=partial(batches, block_windows=BLOCK_WINDOWS, fetch_factor=FETCH_BLOCKS),
+        workers=(0,),
         shuffle=f"blocks of {BLOCK_WINDOWS} windows, mixed within {FETCH_BLOCKS} batches",
     ),
 )

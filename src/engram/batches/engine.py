@@ -9,6 +9,7 @@ batch, its caller says; the bytes are ``engram.store.gather``'s.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -178,10 +179,16 @@ class _Crew:
             self._handed.add(slot)
         return batch
 
-    def stop(self) -> None:
+    def stop(
+        self,
+        is_ending: Callable[[], bool] = sys.is_finalizing,
+        process: Callable[[], int] = os.getpid,
+    ) -> None:
         """End the threads, wait until they have, and let go of all memory."""
-        if self.process != os.getpid():
-            return  # after a fork: they are the parent's
+        # Arguments: when the interpreter ends, this module's names may be gone first, and its threads are
+        # stopped for good wherever they are.
+        if is_ending() or self.process != process():
+            return  # after a fork, they are the parent's
         self._waiting = iter(())
         for _ in self._threads:
             self._free.put(None)

@@ -19,7 +19,7 @@ from engram.batches.batch import Batch
 from engram.batches.engine import AHEAD_BATCHES, SPARE_SLOTS, Engine, Sizes
 from engram.batches.reading import Dtype, Reads
 from engram.errors import DoesNotFit, InputError
-from engram.memory import read_usage
+from engram.memory import binding_limit, read_usage
 from engram.memory.budget import Budget
 from engram.store.gather import Ranges, hint
 from engram.units import format_bytes
@@ -32,6 +32,13 @@ __all__ = ["Check", "Loader", "shared_budget"]
 
 Check: TypeAlias = Literal["crc"]
 """What is compared while windows are read: every block that is touched with its CRC32C."""
+
+
+_FAR_LARGER = 4
+"""Times what memory leaves: of less data, the page cache has much again in the next epoch."""
+
+_LEAST_DIRECT_BYTES = 32 << 10
+"""Past the page cache whole blocks of 4 KiB are read: 32 KiB on average with an eighth for nothing."""
 
 
 class Loader:
@@ -117,7 +124,19 @@ class Loader:
         """What a model is given, if not what is stored."""
         self.check = check
         """What is compared while windows are read."""
-        self.sizes, self.budget = _plan(self, budget or shared_budget(None, windows, order), threads)
+        self.is_direct = (
+            check is None and _is_cache_useless(windows, order) and windows.can_be_read_directly()
+        )
+        """Whether windows are read past the page cache."""
+        budget = budget or shared_budget(None, windows, order)
+        try:
+            plan = _plan(self, budget, threads)
+        except DoesNotFit:
+            if not self.is_direct:
+                raise
+            self.is_direct = False  # it wants some megabytes more
+            plan = _plan(self, budget, threads)
+        self.sizes, self.budget = plan
         """How many batches are held and how many threads read; what was allowed, and the lines that
         the loader plans to hold."""
         self._cursor = Cursor(order.fingerprint)
@@ -134,7 +153,9 @@ class Loader:
         # iterators that it never uses, and they must not use up a place that was loaded.
         cursor = self._cursor if self._is_loaded else replace(self._cursor, n_batches=0)
         self._is_loaded, epoch = False, cursor.epoch
-        share = Share(self.windows, self.order, epoch, self.rank, self.world, self.dtype, self.check)
+        share = Share(
+            self.windows, self.order, epoch, self.rank, self.world, self.dtype, self.check, self.is_direct
+        )
         numbers = range(cursor.n_batches, len(self))
         batches = iter(Engine(share, numbers, self.sizes))
         for number in numbers:
@@ -197,6 +218,16 @@ class Loader:
         self._cursor, self._is_loaded = cursor, True
 
 
+def _is_cache_useless(windows: Windows, order: Order) -> bool:
+    """Say whether large pieces are read at random, each once, of far more data than memory could keep."""
+    of_windows, of_parts = windows.bytes_of_parts
+    return (
+        order.mode != "sequential"
+        and windows.least_piece_bytes >= _LEAST_DIRECT_BYTES
+        and _FAR_LARGER * binding_limit().free_bytes < of_windows <= of_parts
+    )
+
+
 def check_place(windows: Windows, order: Order, rank: int, world: int) -> None:
     """Refuse an order of other windows, and a rank that there is not.
 
@@ -247,6 +278,8 @@ class Share:
     """What a model is given, if not what is stored."""
     check: Check | None = None
     """What is compared while windows are read."""
+    is_direct: bool = False
+    """Whether windows are read past the page cache."""
 
     def find(self, numbers: Sequence[int]) -> Iterator[Reads]:
         """Say what has to be read for batches, ascending; of some there may be no row for this rank."""
@@ -254,12 +287,19 @@ class Share:
             yield self.windows.find(whole[self.rank :: self.world], n_global=len(whole), dtype=self.dtype)
 
     def hint(self, ranges: Ranges) -> None:
-        """Let the kernel read some of it ahead."""
-        hint(self.windows.store.backend, ranges)
+        """Let the kernel read some of it ahead, into the page cache if that is used."""
+        if not self.is_direct:
+            hint(self.windows.store.backend, ranges, is_checked=self.check is not None)
 
     def fill(self, reads: Reads, buffer: NDArray[np.uint8], progress: Callable[[Ranges], None]) -> Batch:
         """Read a batch into a buffer."""
-        return self.windows.fill(reads, buffer, is_checked=self.check is not None, progress=progress)
+        return self.windows.fill(
+            reads,
+            buffer,
+            is_checked=self.check is not None,
+            is_direct=self.is_direct,
+            progress=progress,
+        )
 
 
 def shared_budget(memory: int | str | None, windows: Windows, order: Order) -> Budget:
@@ -289,7 +329,9 @@ def _plan(loader: Loader, budget: Budget, threads: int | None) -> tuple[Sizes, B
     # Beside the signals: numbers, target and lengths; and what was found out about it beforehand.
     row_bytes, found_bytes = 8 * (2 + n_signals), windows.found_bytes
     slot_bytes = windows.batch_bytes(n_rows, loader.dtype)
-    scratch_bytes = windows.scratch_bytes(loader.dtype, is_checked=loader.check is not None)
+    scratch_bytes = windows.scratch_bytes(
+        loader.dtype, is_checked=loader.check is not None, is_direct=loader.is_direct
+    )
     held = {"index of windows": windows.index.n_bytes, "order": order.n_bytes}
     if loader.check is not None:
         held["checksums"] = sum(checksums.nbytes for checksums in windows.store.checksums.values())
@@ -297,7 +339,8 @@ def _plan(loader: Loader, budget: Budget, threads: int | None) -> tuple[Sizes, B
         held["scales of int16"] = scales_bytes
     left_bytes = budget.left_bytes - sum(held.values()) - AHEAD_BATCHES * n_rows * found_bytes
     of_slot = slot_bytes + n_rows * row_bytes
-    n_threads = threads or min(4, _count_cores())
+    # Past the page cache two at least: while one waits for its last windows, the other's are read.
+    n_threads = threads or max(1 + loader.is_direct, min(4, _count_cores()))
     while (n_slots := (left_bytes - n_threads * scratch_bytes) // of_slot) <= n_threads and n_threads > 1:
         n_threads -= 1
     sizes = Sizes(max(2, min(n_slots, n_threads + SPARE_SLOTS, order.n_batches)), slot_bytes, n_threads)

@@ -87,7 +87,14 @@ class Stored:
         of_window, of_row = _FOUND_BYTES
         return of_window + (0 if self.numbers is None else n_samples * math.prod(self.rows_shape) * of_row)
 
-    def scratch_bytes(self, n_samples: int, dtype: Dtype | None = None) -> int:
+    def scratch_bytes(
+        self,
+        n_samples: int,
+        dtype: Dtype | None = None,
+        *,
+        has_files: bool = True,
+        is_direct: bool = False,
+    ) -> int:
         """Predict the buffers that windows pass through while they are read, however many.
 
         Parameters
@@ -96,10 +103,22 @@ class Stored:
             Length of the longest window.
         dtype
             What they are delivered as; None: ``self.dtype``.
+        has_files
+            Whether they lie in files (``Backend.files``).
+        is_direct
+            Whether they are read past the page cache.
         """
         grid, precision = self.extent.part.grid, self.extent.precision
         n_at_once = n_samples if self.numbers is None else 1
-        return scratch_bytes(grid, precision, n_at_once, dtype or self.dtype, is_turned=self.is_channels)
+        return scratch_bytes(
+            grid,
+            precision,
+            n_at_once,
+            dtype or self.dtype,
+            is_turned=self.is_channels,
+            has_files=has_files,
+            is_direct=is_direct,
+        )
 
 
 _FOUND_BYTES = 256, 64
@@ -300,6 +319,7 @@ class Reader:
         out: NDArray[Any] | None = None,
         *,
         is_checked: bool = False,
+        is_direct: bool = False,
         progress: Callable[[Ranges], None] | None = None,
     ) -> NDArray[Any]:
         """Read one signal of some windows.
@@ -312,6 +332,8 @@ class Reader:
             C-contiguous array of ``reads.shape`` to fill, uint16 for bfloat16; None for a new one.
         is_checked
             Compare every block that is touched with its checksum first.
+        is_direct
+            Read past the page cache; see ``gather``.
         progress
             Called after each of ``reads.ranges``.
 
@@ -339,7 +361,14 @@ class Reader:
         for ranges in reads.ranges:
             if is_checked:
                 check(self._store.backend, ranges, self._store.checksums)
-            gather(self._store.backend, ranges, flat, is_turned=reads.is_channels, is_bfloat16=is_bfloat16)
+            gather(
+                self._store.backend,
+                ranges,
+                flat,
+                is_turned=reads.is_channels,
+                is_bfloat16=is_bfloat16,
+                is_direct=is_direct,
+            )
             if progress is not None:
                 progress(ranges)
         return out

@@ -23,7 +23,7 @@ from engram.batches.loader import Check, Loader
 from engram.batches.reading import Dtype, Reader, Reads, Stored, align, tables_of
 from engram.errors import InputError
 from engram.memory import Budget
-from engram.store.gather import Ranges
+from engram.store.gather import Ranges, can_gather_directly
 from engram.store.reader import Store
 from engram.windows.index import WindowIndex, WindowRefusal, build_index
 from engram.windows.order import Mode, Order
@@ -232,6 +232,7 @@ class Windows:
         buffer: NDArray[np.uint8] | None = None,
         *,
         is_checked: bool = False,
+        is_direct: bool = False,
         progress: Callable[[Ranges], None] | None = None,
     ) -> Batch:
         """Read a batch.
@@ -244,6 +245,8 @@ class Windows:
             Memory for the signals, of ``batch_bytes``; None for memory of the batch's own.
         is_checked
             Compare every block that is touched with its checksum first.
+        is_direct
+            Read past the page cache, where ``can_be_read_directly`` has said so.
         progress
             Called after every part of it that was read.
 
@@ -258,7 +261,9 @@ class Windows:
         for name, of_signal in reads.signals.items():
             out = None if buffer is None else of_signal.over(buffer[first:])
             values = torch.from_numpy(
-                self._reader.read(of_signal, out, is_checked=is_checked, progress=progress)
+                self._reader.read(
+                    of_signal, out, is_checked=is_checked, is_direct=is_direct, progress=progress
+                )
             )
             signals[name] = values.view(torch.bfloat16) if of_signal.dtype == "bfloat16" else values
             first += align(of_signal.n_bytes)
@@ -492,7 +497,7 @@ class Windows:
         """Values of the target signal in all windows, at most; 0 where the target is no signal."""
         if self.target_signal is None:
             return 0
-        n_samples = sum(int(n @ lengths[self.target_signal]) for n, lengths in self.index.lengths())
+        n_samples = self._walk.n_samples[self.target_signal]
         return n_samples * max(math.prod(stored.sample_shape) for stored in self._forms(self.target_signal))
 
     def batch_bytes(self, n_windows: int, dtype: Dtype | None = None) -> int:
@@ -525,7 +530,9 @@ class Windows:
             for signal, (_, longest) in self._walk.lengths.items()
         )
 
-    def scratch_bytes(self, dtype: Dtype | None = None, *, is_checked: bool = False) -> int:
+    def scratch_bytes(
+        self, dtype: Dtype | None = None, *, is_checked: bool = False, is_direct: bool = False
+    ) -> int:
         """Predict what windows pass through while one thread reads them, however many.
 
         Parameters
@@ -534,15 +541,56 @@ class Windows:
             What a model is given; None: float32, or the stored integers.
         is_checked
             Whether blocks are compared with their checksums, one after another.
+        is_direct
+            Whether they are read past the page cache.
         """
+        has_files = self.store.backend.files([]) is not None
         return max(
             max(
-                stored.scratch_bytes(longest, None if signal == self.target_signal else dtype),
+                stored.scratch_bytes(
+                    longest,
+                    None if signal == self.target_signal else dtype,
+                    has_files=has_files,
+                    is_direct=is_direct,
+                ),
                 stored.extent.part.grid.block_bytes if is_checked else 0,
             )
             for signal, (_, longest) in self._walk.lengths.items()
             for stored in self._forms(signal)
         )
+
+    @cached_property
+    def bytes_of_parts(self) -> tuple[int, int]:
+        """Bytes of all windows as stored, and of the parts that they lie in.
+
+        Windows may have more than their parts: where they overlap, or share the rows of a bank.
+        """
+        of_windows = 0
+        parts: dict[str, int] = {}
+        for signal, n_samples in self._walk.n_samples.items():
+            grids = {
+                stored.extent.part.file: (stored.rows_shape, stored.extent.part.grid)
+                for stored in self._forms(signal)
+            }
+            of_windows += n_samples * max(
+                math.prod(shape) * grid.sample_bytes for shape, grid in grids.values()
+            )
+            parts |= {file: grid.n_samples * grid.sample_bytes for file, (_, grid) in grids.items()}
+        return of_windows, sum(parts.values())
+
+    @property
+    def least_piece_bytes(self) -> int:
+        """Fewest bytes that lie together: of a window, or of a row of a bank."""
+        return min(
+            (shortest if stored.numbers is None else 1) * stored.extent.part.grid.sample_bytes
+            for signal, (shortest, _) in self._walk.lengths.items()
+            for stored in self._forms(signal)
+        )
+
+    def can_be_read_directly(self) -> bool:
+        """Try whether windows can be read past the page cache here."""
+        (stored, *_) = self._forms(self.index.spec.signal)
+        return can_gather_directly(self.store.backend, stored.extent.part)
 
     @property
     def scales_bytes(self) -> int:
@@ -576,13 +624,14 @@ class Windows:
         if not len(self):
             raise InputError("There are no windows here. Choose others, or split differently.")
         shortest = dict.fromkeys(self.index.spec.signals, np.iinfo(np.int64).max)
-        longest = dict.fromkeys(self.index.spec.signals, 0)
-        for _, lengths in self.index.lengths():
+        longest, n_samples = (dict.fromkeys(self.index.spec.signals, 0) for _ in range(2))
+        for n_windows, lengths in self.index.lengths():
             for name, of_signal in lengths.items():
+                n_samples[name] += int(n_windows @ of_signal)
                 shortest[name] = min(shortest[name], int(of_signal.min()))
                 longest[name] = max(longest[name], int(of_signal.max()))
         bounds = {name: (shortest[name], longest[name]) for name in longest}
-        return _Walk(self.index.recordings, bounds)
+        return _Walk(self.index.recordings, bounds, n_samples)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -591,6 +640,8 @@ class _Walk:
     """Numbers of the recordings that have windows."""
     lengths: Mapping[str, tuple[int, int]]
     """Signal -> samples of its shortest and its longest window."""
+    n_samples: Mapping[str, int]
+    """Signal -> samples of all windows; those that several windows share, as often."""
 
 
 def _no_rows(batch: Batch, n_global: int) -> Batch:

@@ -17,6 +17,11 @@
 #include <string.h>
 #include <sys/types.h>
 #include <unistd.h>
+#ifdef __linux__
+#include <linux/aio_abi.h>
+#include <pthread.h>
+#include <sys/syscall.h>
+#endif
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #endif
@@ -43,6 +48,15 @@ typedef struct {
     char *stage, *wide, *narrow; /* scratch for n_piece values each: as stored, float32, bfloat16 */
     size_t n_piece;
 } Form;
+
+/* What is read, and where it goes: one entry per range. */
+typedef struct {
+    size_t n;
+    const int32_t *descriptor;
+    const int64_t *first, *length, *row, *at; /* byte, samples, row of out, time in it */
+    const double *scale, *offset; /* n_scales each */
+    char *out;
+} Ranges;
 
 /* Without branches, or compilers do not use vectors: 26 and not 7 microseconds for 25,800 values.
  * Subnormal halves are made from whole numbers, so that no subnormal float is touched: a process
@@ -218,61 +232,183 @@ static int read_whole(int descriptor, char *to, size_t n_bytes, int64_t first)
     return 1;
 }
 
-/* Read the samples of one range, whose first value goes to `to`. */
-static int gather_range(const Form *form, int descriptor, int64_t first, size_t n_samples, char *to, const double *scale,
-                        const double *offset)
+/* Bring values to their place in out: whole samples where they are turned. */
+static void deliver(const Form *form, const char *values, char *to, size_t n, const double *scale, const double *offset)
 {
     int is_converted = form->stored != AS_STORED;
-    if (!is_converted && !form->is_turned)
-        return read_whole(descriptor, to, n_samples * form->n_values * form->stored_bytes, first);
-    size_t n_left = n_samples * form->n_values;
-    while (n_left) {
-        size_t n = n_left < form->n_piece ? n_left : form->n_piece;
-        if (!read_whole(descriptor, form->stage, n * form->stored_bytes, first))
-            return 0;
-        const char *values = form->stage;
-        if (form->stored == FLOAT16 && form->is_turned && form->delivered != BFLOAT16 && form->has_vectors) {
-            turn_float16_by_8((const uint16_t *)values, (float *)to, n / form->n_values, form->n_values, form->n_times);
-            to += n / form->n_values * form->delivered_bytes, n_left -= n;
-            first += (int64_t)(n * form->stored_bytes);
-            continue;
-        }
-        if (is_converted) {
-            /* Straight to its place where nothing comes after. */
-            char *wide = form->is_turned || form->delivered == BFLOAT16 ? form->wide : to;
-            widen(form, values, wide, n, scale, offset);
-            values = wide;
-            if (form->delivered == BFLOAT16) {
-                char *narrow = form->is_turned ? form->narrow : to;
-                narrow_to_bfloat16((const uint32_t *)values, (uint16_t *)narrow, n);
-                values = narrow;
-            }
-        }
-        if (form->is_turned) {
-            turn(form, values, to, n / form->n_values);
-            to += n / form->n_values * form->delivered_bytes;
-        } else {
-            to += n * form->delivered_bytes;
-        }
-        first += (int64_t)(n * form->stored_bytes), n_left -= n;
+    if (!is_converted && !form->is_turned) {
+        memcpy(to, values, n * form->stored_bytes);
+        return;
     }
-    return 1;
+    if (form->stored == FLOAT16 && form->is_turned && form->delivered != BFLOAT16 && form->has_vectors) {
+        turn_float16_by_8((const uint16_t *)values, (float *)to, n / form->n_values, form->n_values, form->n_times);
+        return;
+    }
+    if (is_converted) {
+        /* Straight to its place where nothing comes after. */
+        char *wide = form->is_turned || form->delivered == BFLOAT16 ? form->wide : to;
+        widen(form, values, wide, n, scale, offset);
+        values = wide;
+        if (form->delivered == BFLOAT16) {
+            char *narrow = form->is_turned ? form->narrow : to;
+            narrow_to_bfloat16((const uint32_t *)values, (uint16_t *)narrow, n);
+            values = narrow;
+        }
+    }
+    if (form->is_turned)
+        turn(form, values, to, n / form->n_values);
 }
 
+/* Where the values from number `value` of a range on go to. */
+static char *place_of(const Form *form, const Ranges *ranges, size_t i, size_t value)
+{
+    size_t place = (size_t)ranges->row[i] * form->n_values * form->n_times;
+    place += form->is_turned ? (size_t)ranges->at[i] + value / form->n_values
+                             : (size_t)ranges->at[i] * form->n_values + value;
+    return ranges->out + place * form->delivered_bytes;
+}
+
+/* Read ranges one after another; give the number of the first one that ends too early, or their count. */
+static size_t gather_in_turn(const Form *form, const Ranges *ranges)
+{
+    for (size_t i = 0; i < ranges->n; i++) {
+        size_t n_values = (size_t)ranges->length[i] * form->n_values;
+        const double *scale = ranges->scale + i * form->n_scales, *offset = ranges->offset + i * form->n_scales;
+        if (form->stored == AS_STORED && !form->is_turned) {
+            if (!read_whole(ranges->descriptor[i], place_of(form, ranges, i, 0), n_values * form->stored_bytes,
+                            ranges->first[i]))
+                return i;
+            continue;
+        }
+        for (size_t value = 0; value < n_values;) {
+            size_t n = n_values - value < form->n_piece ? n_values - value : form->n_piece;
+            if (!read_whole(ranges->descriptor[i], form->stage, n * form->stored_bytes,
+                            ranges->first[i] + (int64_t)(value * form->stored_bytes)))
+                return i;
+            deliver(form, form->stage, place_of(form, ranges, i, value), n, scale, offset);
+            value += n;
+        }
+    }
+    return ranges->n;
+}
+
+#ifdef __linux__
+/* Many reads at once, past the page cache: the kernel's own asynchronous interface (io_submit(2)). */
+enum { MAX_DEPTH = 64, BLOCK_BYTES = 4096 };
+
+typedef struct { aio_context_t context; pid_t process; } Queue;
+static pthread_key_t queue_of_thread;
+
+static void end_queue(void *held)
+{
+    Queue *queue = held;
+    if (queue->process == getpid()) /* else it is the parent's */
+        syscall(SYS_io_destroy, queue->context);
+    free(queue);
+}
+
+/* Give this thread's queue, for as long as it lives: ending one takes milliseconds. */
+static Queue *find_queue(void)
+{
+    Queue *queue = pthread_getspecific(queue_of_thread);
+    if (queue && queue->process == getpid())
+        return queue;
+    free(queue);
+    queue = calloc(1, sizeof *queue);
+    if (queue && syscall(SYS_io_setup, MAX_DEPTH, &queue->context) < 0)
+        free(queue), queue = NULL;
+    if (queue)
+        queue->process = getpid();
+    pthread_setspecific(queue_of_thread, queue);
+    return queue;
+}
+
+/* The same as gather_in_turn, with as many reads in flight as there are slots, in whole blocks. */
+static size_t gather_at_once(const Form *form, const Ranges *ranges, char *slots, size_t slot_bytes, size_t depth)
+{
+    struct { size_t range, value, n, skip; } asked[MAX_DEPTH];
+    struct iocb blocks[MAX_DEPTH], *waiting[MAX_DEPTH];
+    struct io_event events[MAX_DEPTH];
+    size_t idle[MAX_DEPTH], n_idle = 0, n_waiting = 0, n_flying = 0;
+    size_t i = 0, value = 0, n_sound = ranges->n;
+    Queue *queue = find_queue();
+    if (!queue)
+        return 0;
+    while (n_idle < depth && n_idle < MAX_DEPTH)
+        idle[n_idle] = n_idle, n_idle++;
+    for (;;) {
+        while (n_idle && i < n_sound) {
+            size_t n_left = (size_t)ranges->length[i] * form->n_values - value;
+            if (!n_left) {
+                i++, value = 0;
+                continue;
+            }
+            size_t slot = idle[--n_idle], n = n_left < form->n_piece ? n_left : form->n_piece;
+            int64_t first = ranges->first[i] + (int64_t)(value * form->stored_bytes);
+            size_t skip = (size_t)(first % BLOCK_BYTES);
+            asked[slot].range = i, asked[slot].value = value, asked[slot].n = n, asked[slot].skip = skip;
+            blocks[slot] = (struct iocb){
+                .aio_data = slot,
+                .aio_lio_opcode = IOCB_CMD_PREAD,
+                .aio_fildes = (uint32_t)ranges->descriptor[i],
+                .aio_buf = (uintptr_t)(slots + slot * slot_bytes),
+                .aio_nbytes = (skip + n * form->stored_bytes + BLOCK_BYTES - 1) / BLOCK_BYTES * BLOCK_BYTES,
+                .aio_offset = first - (int64_t)skip,
+            };
+            waiting[n_waiting++] = &blocks[slot];
+            value += n;
+        }
+        if (n_waiting) {
+            long n_taken = syscall(SYS_io_submit, queue->context, (long)n_waiting, waiting);
+            if (n_taken > 0) {
+                n_flying += (size_t)n_taken, n_waiting -= (size_t)n_taken;
+                memmove(waiting, waiting + n_taken, n_waiting * sizeof *waiting);
+            } else if (!n_flying || (errno != EAGAIN && errno != EINTR)) {
+                /* No such read: nothing from its range on was read. */
+                for (size_t k = 0; k < n_waiting; k++)
+                    if (asked[waiting[k]->aio_data].range < n_sound)
+                        n_sound = asked[waiting[k]->aio_data].range;
+                n_waiting = 0;
+            }
+        }
+        if (!n_flying)
+            break;
+        long n_come = syscall(SYS_io_getevents, queue->context, 1L, (long)MAX_DEPTH, events, NULL);
+        for (long k = 0; k < n_come; k++) { /* below zero after a signal: once more */
+            size_t slot = events[k].data, range = asked[slot].range, n = asked[slot].n;
+            const double *scale = ranges->scale + range * form->n_scales;
+            const double *offset = ranges->offset + range * form->n_scales;
+            if (events[k].res >= (int64_t)(asked[slot].skip + n * form->stored_bytes))
+                deliver(form, slots + slot * slot_bytes + asked[slot].skip,
+                        place_of(form, ranges, range, asked[slot].value), n, scale, offset);
+            else if (range < n_sound)
+                n_sound = range;
+            idle[n_idle++] = slot, n_flying--;
+        }
+    }
+    return n_sound;
+}
+#else
+enum { BLOCK_BYTES = 4096 };
+#define gather_at_once(form, ranges, slots, slot_bytes, depth) ((size_t)0)
+#endif
+
 PyDoc_STRVAR(gather_doc,
-"gather(descriptors, firsts, lengths, rows, ats, scale, offset, out, scratch, n_piece, stored, delivered,\n"
-"       stored_bytes, delivered_bytes, n_values, n_times, n_scales, is_turned)\n"
+"gather(descriptors, firsts, lengths, rows, ats, scale, offset, out, scratch, slots, slot_bytes, n_piece, stored,\n"
+"       delivered, stored_bytes, delivered_bytes, n_values, n_times, n_scales, is_turned)\n"
 "\n"
-"Fill out with ranges of samples; give the number of the first range that ends too early, or their count.");
+"Fill out with ranges of samples; give the number of the first range that ends too early, or their count.\n"
+"Where there are slots, past the page cache: descriptors are those of files opened for that.");
 
 static PyObject *gather(PyObject *self, PyObject *arguments)
 {
-    Py_buffer descriptors, firsts, lengths, rows, ats, scale, offset, out, scratch;
-    Py_ssize_t n_piece, stored_bytes, delivered_bytes, n_values, n_times, n_scales;
+    Py_buffer descriptors, firsts, lengths, rows, ats, scale, offset, out, scratch, slots;
+    Py_ssize_t slot_bytes, n_piece, stored_bytes, delivered_bytes, n_values, n_times, n_scales;
     Form form;
-    if (!PyArg_ParseTuple(arguments, "y*y*y*y*y*y*y*w*w*niinnnnnp", &descriptors, &firsts, &lengths, &rows, &ats, &scale,
-                          &offset, &out, &scratch, &n_piece, &form.stored, &form.delivered, &stored_bytes,
-                          &delivered_bytes, &n_values, &n_times, &n_scales, &form.is_turned))
+    if (!PyArg_ParseTuple(arguments, "y*y*y*y*y*y*y*w*w*w*nniinnnnnp", &descriptors, &firsts, &lengths, &rows, &ats,
+                          &scale, &offset, &out, &scratch, &slots, &slot_bytes, &n_piece, &form.stored,
+                          &form.delivered, &stored_bytes, &delivered_bytes, &n_values, &n_times, &n_scales,
+                          &form.is_turned))
         return NULL;
     form.stored_bytes = (size_t)stored_bytes, form.delivered_bytes = (size_t)delivered_bytes;
     form.n_values = (size_t)n_values, form.n_times = (size_t)n_times, form.n_scales = (size_t)n_scales;
@@ -281,18 +417,18 @@ static PyObject *gather(PyObject *self, PyObject *arguments)
     form.wide = scratch.buf;
     form.stage = form.wide + (form.n_piece * 4 + 7) / 8 * 8;
     form.narrow = form.stage + (form.n_piece * form.stored_bytes + 7) / 8 * 8;
-    size_t n = (size_t)descriptors.len / sizeof(int32_t), row_values = form.n_values * form.n_times;
+    size_t n = (size_t)descriptors.len / sizeof(int32_t);
     const int64_t *first = firsts.buf, *length = lengths.buf, *row = rows.buf, *at = ats.buf;
 
     /* Whoever calls has checked all this; a mistake there must not write past the buffers. */
     size_t step = form.is_turned ? form.n_values : form.n_scales ? form.n_scales : 1;
-    int is_direct = form.stored == AS_STORED && !form.is_turned;
+    int is_plain = form.stored == AS_STORED && !form.is_turned;
     int is_known = form.stored >= AS_STORED && form.stored <= UINT64
                    && (!form.stored || BYTES[form.stored] == stored_bytes)
                    && (!form.stored ? stored_bytes : form.delivered == BFLOAT16 ? 2 : 4) == delivered_bytes;
     int is_sound = is_known && stored_bytes > 0 && n_values > 0 && n_times > 0 && n_piece > 0 && n_scales >= 0
                    && form.n_piece >= step && form.n_piece % step == 0
-                   && (is_direct || (n_piece <= scratch.len
+                   && (is_plain || (n_piece <= scratch.len
                                      && (size_t)scratch.len >= form.n_piece * (form.stored_bytes + 6) + 16))
                    && (size_t)firsts.len == n * 8 && (size_t)lengths.len == n * 8 && (size_t)rows.len == n * 8
                    && (size_t)ats.len == n * 8 && (size_t)scale.len >= n * form.n_scales * 8
@@ -302,27 +438,28 @@ static PyObject *gather(PyObject *self, PyObject *arguments)
     for (size_t i = 0; i < n && is_sound; i++)
         is_sound = first[i] >= 0 && length[i] >= 0 && row[i] >= 0 && at[i] >= 0
                    && at[i] <= n_times && length[i] <= n_times - at[i] && row[i] < n_rows;
-    size_t i = 0;
+    char *slots_begin = (char *)(((uintptr_t)slots.buf + BLOCK_BYTES - 1) / BLOCK_BYTES * BLOCK_BYTES);
+    size_t slots_bytes = slots.len > BLOCK_BYTES ? (size_t)slots.len - BLOCK_BYTES : 0;
+    if (slots.len)
+        is_sound = is_sound && slot_bytes > 0 && slot_bytes % BLOCK_BYTES == 0 && slots_bytes >= (size_t)slot_bytes
+                   && form.n_piece <= (size_t)slot_bytes / form.stored_bytes
+                   && form.n_piece * form.stored_bytes + BLOCK_BYTES - 1 <= (size_t)slot_bytes;
+    size_t n_read = 0;
     if (is_sound) {
+        Ranges ranges = {n, descriptors.buf, first, length, row, at, scale.buf, offset.buf, out.buf};
         Py_BEGIN_ALLOW_THREADS
-        for (; i < n; i++) {
-            size_t place = (size_t)row[i] * row_values + (size_t)at[i] * (form.is_turned ? 1 : form.n_values);
-            if (!gather_range(&form, ((const int32_t *)descriptors.buf)[i], first[i], (size_t)length[i],
-                              (char *)out.buf + place * form.delivered_bytes,
-                              (const double *)scale.buf + i * form.n_scales,
-                              (const double *)offset.buf + i * form.n_scales))
-                break;
-        }
+        n_read = slots.len ? gather_at_once(&form, &ranges, slots_begin, (size_t)slot_bytes, slots_bytes / (size_t)slot_bytes)
+                           : gather_in_turn(&form, &ranges);
         Py_END_ALLOW_THREADS
     }
-    Py_buffer *buffers[] = {&descriptors, &firsts, &lengths, &rows, &ats, &scale, &offset, &out, &scratch};
+    Py_buffer *buffers[] = {&descriptors, &firsts, &lengths, &rows, &ats, &scale, &offset, &out, &scratch, &slots};
     for (size_t b = 0; b < sizeof buffers / sizeof *buffers; b++)
         PyBuffer_Release(buffers[b]);
     if (!is_sound) {
         PyErr_SetString(PyExc_ValueError, "The ranges do not fit the buffers.");
         return NULL;
     }
-    return PyLong_FromSize_t(i);
+    return PyLong_FromSize_t(n_read);
 }
 
 typedef struct { int32_t descriptor; int64_t first, last; } Piece;
@@ -390,4 +527,12 @@ static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT, "_native", "Many ranges of samples at once; see engram.store.gather.", 0, methods, slots,
     NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__native(void) { return PyModuleDef_Init(&module); }
+PyMODINIT_FUNC PyInit__native(void)
+{
+#ifdef __linux__
+    static int has_key;
+    if (!has_key && !(has_key = !pthread_key_create(&queue_of_thread, end_queue)))
+        return PyErr_NoMemory();
+#endif
+    return PyModuleDef_Init(&module);
+}

@@ -12,6 +12,8 @@ def gather(
     offset: NDArray[Any],
     out: NDArray[Any],
     scratch: NDArray[Any],
+    slots: NDArray[Any],
+    slot_bytes: int,
     n_piece: int,
     stored: int,
     delivered: int,

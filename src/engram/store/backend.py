@@ -47,18 +47,26 @@ class OpenFile:
     ----------
     path
         The file.
+    is_direct
+        Whether it is read past the page cache: in whole blocks, into memory that begins at one.
 
     Raises
     ------
     FileNotFoundError
         If there is none.
+    OSError
+        If the file system cannot read past the page cache.
     """
 
     __slots__ = ("descriptor",)
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_direct: bool = False) -> None:
         self.descriptor = os.open(
-            path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+            path,
+            os.O_RDONLY
+            | getattr(os, "O_CLOEXEC", 0)
+            | getattr(os, "O_BINARY", 0)
+            | (os.O_DIRECT if is_direct else 0),
         )
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
@@ -97,16 +105,25 @@ class Backend(Protocol):
         """
         ...
 
-    def files(self, parts: Sequence[Part]) -> Sequence[OpenFile] | None:
+    def files(self, parts: Sequence[Part], *, is_direct: bool = False) -> Sequence[OpenFile] | None:
         """Give the files whose bytes are the parts' samples from byte 0, or None where there are none.
 
         Whoever has them may read them at any offset, and not move their file position. They stay
         open for as long as they are held.
 
+        Parameters
+        ----------
+        parts
+            Whose files.
+        is_direct
+            Whether they are read past the page cache, as ``OpenFile`` says.
+
         Raises
         ------
         StoreDamaged
             If a file is missing, of another size, or not the one that the store was opened with.
+        OSError
+            If the file system cannot read past the page cache.
         """
         ...
 

@@ -31,13 +31,18 @@ except ImportError:  # no C compiler when this was installed
 else:
     IS_NATIVE = True
 
-__all__ = ["IS_NATIVE", "Ranges", "check", "gather", "hint", "scratch_bytes"]
+__all__ = ["IS_NATIVE", "Ranges", "can_gather_directly", "check", "gather", "hint", "scratch_bytes"]
 
 PIECE_VALUES = 1 << 16
 """Values that are widened at once: a piece as stored and widened stays in the processor's own cache."""
 
 _MAX_RANGES = 64
 """Ranges whose files are held open at once: two loaders' threads stay far below 1,024 descriptors."""
+
+_BLOCK_BYTES = 4096
+"""What a file is read in past the page cache; a multiple of every disk's own blocks."""
+_DEPTH, _LEAST_DEPTH, _SLOTS_BYTES = 64, 4, 4 << 20
+"""Reads at once past the page cache: 32, or as many as fit into so many bytes, but 4."""
 
 _Codes: TypeAlias = Mapping[str, int]
 # As in _native.c.
@@ -113,7 +118,16 @@ class Ranges:
         return Ranges(self.parts, self.precision, self.columns[:, begin:end], scalings)
 
 
-def scratch_bytes(grid: Grid, precision: Precision, n_samples: int, dtype: str, *, is_turned: bool) -> int:
+def scratch_bytes(
+    grid: Grid,
+    precision: Precision,
+    n_samples: int,
+    dtype: str,
+    *,
+    is_turned: bool,
+    has_files: bool = True,
+    is_direct: bool = False,
+) -> int:
     """Give what gathering holds beside its result, at most.
 
     Parameters
@@ -126,20 +140,25 @@ def scratch_bytes(grid: Grid, precision: Precision, n_samples: int, dtype: str, 
         What they are delivered as: NumPy's name, or ``"bfloat16"``.
     is_turned
         Whether values come before time.
+    has_files
+        Whether the backend has files (``Backend.files``).
+    is_direct
+        Whether they are read past the page cache.
     """
     n_scales = _n_scales(grid, precision)
     of_scales = 2 * 8 * n_scales * _MAX_RANGES
     itemsize, is_as_stored = np.dtype(grid.dtype).itemsize, _is_as_stored(precision, grid.dtype, dtype)
-    if not IS_NATIVE:
+    if not (IS_NATIVE and has_files):
         # NumPy takes whole samples, decodes int16 by way of float64, and narrows in four steps.
         decoded = {"exact": 0, "float16": 4, "float32": 4, "bfloat16": 8, "int16": 16}[precision]
         of_value = itemsize + (0 if is_as_stored else decoded + (16 if dtype == "bfloat16" else 0))
         of_casting = 8 * np.getbufsize() if precision == "int16" else 0
         return _piece(grid, n_scales, n_samples, is_turned=True) * of_value + of_casting
-    if is_as_stored and not is_turned:
-        return 0
     n_piece = _piece(grid, n_scales, n_samples, is_turned=is_turned)
-    return n_piece * (itemsize + 6) + 16 + of_scales
+    of_slots = _slots(n_piece * itemsize)[1] if is_direct else 0
+    if is_as_stored and not is_turned:
+        return of_slots
+    return n_piece * (itemsize + 6) + 16 + of_scales + of_slots
 
 
 def _n_scales(grid: Grid, precision: Precision) -> int:
@@ -154,12 +173,25 @@ def _piece(grid: Grid, n_scales: int, n_samples: int, *, is_turned: bool) -> int
     return max(1, min(PIECE_VALUES, n_samples * n_values) // step) * step
 
 
+def _slots(piece_bytes: int) -> tuple[int, int]:
+    """Give the bytes of one buffer that a piece is read into past the page cache, and of all of them."""
+    slot_bytes = -(-(piece_bytes + _BLOCK_BYTES - 1) // _BLOCK_BYTES) * _BLOCK_BYTES
+    depth = max(_LEAST_DEPTH, min(_DEPTH, _SLOTS_BYTES // slot_bytes))
+    return slot_bytes, depth * slot_bytes + _BLOCK_BYTES
+
+
 def _is_as_stored(precision: Precision, stored: str, dtype: str) -> bool:
     return precision == dtype == "bfloat16" or (precision in ("exact", "float32") and stored == dtype)
 
 
 def gather(
-    backend: Backend, ranges: Ranges, out: NDArray[Any], *, is_turned: bool, is_bfloat16: bool = False
+    backend: Backend,
+    ranges: Ranges,
+    out: NDArray[Any],
+    *,
+    is_turned: bool,
+    is_bfloat16: bool = False,
+    is_direct: bool = False,
 ) -> None:
     """Fill rows of an array with ranges of samples.
 
@@ -177,6 +209,8 @@ def gather(
         Whether values come before time.
     is_bfloat16
         Whether to narrow to bfloat16, as whose bits the uint16 are meant.
+    is_direct
+        Whether to read past the page cache, where ``can_gather_directly`` has said so.
 
     Raises
     ------
@@ -185,21 +219,57 @@ def gather(
     """
     if not len(ranges) or not out.size:
         return
-    files = backend.files([ranges.parts[number] for number in ranges.part.tolist()]) if IS_NATIVE else None
     n_read = 0
-    if files is not None:
-        descriptors = np.array([file.descriptor for file in files], np.int32)
-        n_read = _gather_natively(descriptors, ranges, out, is_turned=is_turned, is_bfloat16=is_bfloat16)
+    if IS_NATIVE:
+        n_read = _gather_natively(
+            backend, ranges, out, is_turned=is_turned, is_bfloat16=is_bfloat16, is_direct=is_direct
+        )
     if n_read < len(ranges):
         # After a failure once more, so that whoever knows says what is wrong, if it was no passing trouble.
         rest = ranges.between(n_read, len(ranges))
         _gather_plainly(backend, rest, out, is_turned=is_turned, is_bfloat16=is_bfloat16)
 
 
+def can_gather_directly(backend: Backend, part: Part) -> bool:
+    """Try whether samples can be read past the page cache here, many at once.
+
+    Parameters
+    ----------
+    backend
+        Has the samples.
+    part
+        Whose first sample is read.
+
+    Raises
+    ------
+    StoreDamaged
+        If its file is missing or cut short.
+    """
+    if not (IS_NATIVE and hasattr(os, "O_DIRECT")):
+        return False
+    precision: Precision = {"float16": "float16", "float32": "float32"}.get(part.grid.dtype, "exact")  # type: ignore[assignment]
+    one = Ranges([part], precision, np.array([[0], [0], [1], [0], [0]]))
+    dtype = part.grid.dtype if precision == "exact" else "float32"
+    out = np.empty((1, 1, *part.grid.sample_shape), dtype)
+    try:
+        return _gather_natively(backend, one, out, is_turned=False, is_bfloat16=False, is_direct=True) == 1
+    except OSError:  # the file system's word: it has no such files
+        return False
+
+
 def _gather_natively(
-    descriptors: NDArray[np.int32], ranges: Ranges, out: NDArray[Any], *, is_turned: bool, is_bfloat16: bool
+    backend: Backend,
+    ranges: Ranges,
+    out: NDArray[Any],
+    *,
+    is_turned: bool,
+    is_bfloat16: bool,
+    is_direct: bool,
 ) -> int:
-    """Give how many ranges were read before one failed."""
+    """Give how many ranges were read before one failed; none where samples lie in no file."""
+    files = backend.files([ranges.parts[number] for number in ranges.part.tolist()], is_direct=is_direct)
+    if files is None:
+        return 0
     grid = ranges.first.grid
     stored = _PRECISIONS.get(ranges.precision) or _INTEGERS[grid.dtype]
     if _is_as_stored(ranges.precision, grid.dtype, "bfloat16" if is_bfloat16 else out.dtype.name):
@@ -211,11 +281,12 @@ def _gather_natively(
         offset = np.stack([scaling.offset for scaling in ranges.scalings])
     n_scales = _n_scales(grid, ranges.precision)
     n_piece = _piece(grid, n_scales, int(ranges.length.max()), is_turned=is_turned)
-    is_direct = stored == _AS_STORED and not is_turned
-    scratch = np.empty(0 if is_direct else n_piece * (stored_bytes + 6) + 16, np.uint8)
+    is_plain = stored == _AS_STORED and not is_turned
+    scratch = np.empty(0 if is_plain else n_piece * (stored_bytes + 6) + 16, np.uint8)
+    slot_bytes, slots_bytes = _slots(n_piece * stored_bytes) if is_direct else (0, 0)
     lengths, rows, ats = np.ascontiguousarray(ranges.columns[2:])
     return _native.gather(
-        descriptors,
+        np.array([file.descriptor for file in files], np.int32),
         ranges.start * grid.sample_bytes,
         lengths,
         rows,
@@ -224,6 +295,8 @@ def _gather_natively(
         offset,
         out,
         scratch,
+        np.empty(slots_bytes, np.uint8),
+        slot_bytes,
         n_piece,
         stored,
         _BFLOAT16 if is_bfloat16 else _AS_STORED,
@@ -262,7 +335,7 @@ def _read(backend: Backend, one: Ranges, first: int, n_samples: int, delivered: 
     return encode(values, "bfloat16") if delivered == "bfloat16" else values
 
 
-def hint(backend: Backend, ranges: Ranges) -> None:
+def hint(backend: Backend, ranges: Ranges, *, is_checked: bool = False) -> None:
     """Let the kernel read ranges ahead, where it can be told to.
 
     Parameters
@@ -271,6 +344,8 @@ def hint(backend: Backend, ranges: Ranges) -> None:
         Has the samples.
     ranges
         Which; those that overlap or touch are asked for once.
+    is_checked
+        Whether ``check`` is to come: it reads whole blocks.
 
     Raises
     ------
@@ -281,7 +356,8 @@ def hint(backend: Backend, ranges: Ranges) -> None:
     if files is None or not hasattr(os, "posix_fadvise"):
         return
     sample_bytes = ranges.first.grid.sample_bytes
-    firsts, n_bytes = ranges.start * sample_bytes, ranges.length * sample_bytes
+    start, length = _whole_blocks(ranges) if is_checked else (ranges.start, ranges.length)
+    firsts, n_bytes = start * sample_bytes, length * sample_bytes
     if IS_NATIVE:
         _native.hint(np.array([file.descriptor for file in files], np.int32), firsts, n_bytes)
         return
@@ -290,6 +366,15 @@ def hint(backend: Backend, ranges: Ranges) -> None:
         first, n = int(firsts[number]), int(n_bytes[number])
         if n:  # no bytes would mean: up to the end of the file
             os.posix_fadvise(files[number].descriptor, first, n, os.POSIX_FADV_WILLNEED)
+
+
+def _whole_blocks(ranges: Ranges) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Give the first sample and the count of samples of the blocks that each range lies in."""
+    grids = [ranges.parts[number].grid for number in ranges.part.tolist()]
+    of_block, of_part = np.array([(grid.block_samples, grid.n_samples) for grid in grids]).T
+    start = ranges.start // of_block * of_block
+    stop = np.minimum(-(-(ranges.start + ranges.length) // of_block) * of_block, of_part)
+    return start, np.where(ranges.length > 0, stop - start, 0)
 
 
 def check(backend: Backend, ranges: Ranges, checksums: Mapping[str, NDArray[np.uint32]]) -> None:

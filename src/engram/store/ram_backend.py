@@ -41,7 +41,7 @@ class RamBackend:
         check_read(part, start, out)
         out[...] = self._load(part)[start : start + len(out)]
 
-    def files(self, parts: Sequence[Part]) -> None:
+    def files(self, parts: Sequence[Part], *, is_direct: bool = False) -> None:
         """Give none: samples come from memory."""
 
     def close(self) -> None:

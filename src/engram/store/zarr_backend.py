@@ -45,7 +45,7 @@ class ZarrBackend:
 
     def __init__(self, root: Path, stamps: Mapping[str, FileStamp]) -> None:
         self._root, self._stamps = root, stamps
-        self._files: dict[str, OpenFile] = {}
+        self._files: dict[tuple[str, bool], OpenFile] = {}
         self._manifest: tuple[int, ...] | None = _identity(root)
         self._listed = stamps
 
@@ -66,10 +66,10 @@ class ZarrBackend:
                 )
             view, offset = view[n_bytes:], offset + n_bytes
 
-    def files(self, parts: Sequence[Part]) -> Sequence[OpenFile]:
+    def files(self, parts: Sequence[Part], *, is_direct: bool = False) -> Sequence[OpenFile]:
         """Give the shard files; see ``Backend.files``."""
         opened = self._files.get
-        return [opened(part.path) or self._open(part) for part in parts]
+        return [opened((part.path, is_direct)) or self._open(part, is_direct=is_direct) for part in parts]
 
     def close(self) -> None:
         """Close every file. A later read opens them again."""
@@ -83,24 +83,24 @@ class ZarrBackend:
         self._root, self._stamps = state
         self._files, self._manifest, self._listed = {}, (), {}
 
-    def _open(self, part: Part) -> OpenFile:
-        file = self._files.get(part.path)
+    def _open(self, part: Part, *, is_direct: bool = False) -> OpenFile:
+        file = self._files.get((part.path, is_direct))
         if file is None:
-            file = self._find(part)
-            if hasattr(os, "posix_fadvise"):
+            file = self._find(part, is_direct=is_direct)
+            if hasattr(os, "posix_fadvise") and not is_direct:
                 # The order knows better than the kernel what is read next: without this it reads
                 # 128 KiB and more around every window.
                 os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
             while len(self._files) >= _MAX_OPEN_FILES:
                 # A copy of the keys, since another thread may be opening or closing.
-                self._files.pop(next(iter(list(self._files)), ""), None)
-            self._files[part.path] = file
+                self._files.pop(next(iter(list(self._files)), ("", False)), None)
+            self._files[part.path, is_direct] = file
         return file
 
-    def _find(self, part: Part) -> OpenFile:
+    def _find(self, part: Part, *, is_direct: bool) -> OpenFile:
         """Open the file that the tables describe, and no other."""
         try:
-            file = OpenFile(self._root / part.file)
+            file = OpenFile(self._root / part.file, is_direct=is_direct)
         except FileNotFoundError as error:
             self._check_manifest(part)
             raise StoreDamaged(f"{part.file} is missing. Run engram verify.") from error
