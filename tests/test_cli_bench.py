@@ -70,6 +70,17 @@ def test_what_was_not_measured_as_asked_is_said(store: Path) -> None:
     assert "too few windows" in told
 
 
+def test_it_says_where_the_page_cache_is_passed(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which way windows were read is a figure, and a line."""
+    assert json.loads(run(store, "--seconds", 0.1, "--json").stdout)["is_direct"] is False
+    monkeypatch.setattr("engram.batches.loader._is_cache_useless", lambda *_: True)
+    found = json.loads(run(store, "--seconds", 0.1, "--json").stdout)
+    if not found["is_direct"]:
+        pytest.skip("temporary files cannot be read past the page cache here")
+    if found["capped"]["fraction_of_medium"] is not None:
+        assert any("came past the page cache" in note for note in found["notes"])
+
+
 def test_a_disk_that_was_not_measured_has_no_figures(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A system that cannot be asked to forget files gives nulls, and says why."""
     monkeypatch.setattr("engram.batches.speed.can_forget", lambda: False)

@@ -38,8 +38,9 @@ CELL_TIMEOUT_S = 240.0
 PREPARATION_TIMEOUT_S = 1800.0
 FREE_SPACE_MARGIN = 1.1
 READ_BYTES = 8 << 20
-WARM_DISK_SHARE, WARM_DISK_BYTES = 0.01, 8 << 20
-"""What a warm cell may have from the disk: a share of what it delivers, and pages of libraries."""
+WARM_DISK_SHARE, WARM_DISK_BYTES_PER_S = 0.01, 10 * 10**6
+"""What a warm cell may have from the disk: a share of what it delivers, and what takes no disk a
+hundredth of the time, for libraries, and where the system takes pages back that were idle for seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ def run(plan: Plan, tell: Callable[[str], None] = print) -> Outcome:
         _prepare(bench, outcome, tell)
         cells = [cell for cell in cells_of(plan) if cell.reader.name not in outcome.missing]
         outcome.runs = {cell: Runs() for cell in cells}
-        compared = {cell for cell in cells if cell.reader.name == "engram"} or {cells[0]}
+        compared = {cell for cell in cells if cell.reader.name == "engram"} or {*cells[:1]}
         for number in range(plan.rounds):
             tell(f"round {number + 1} of {plan.rounds}")
             for cell in _in_order(cells, number):
@@ -268,8 +269,8 @@ def _measure(bench: _Bench, cell: Cell, runs: Runs, number: int) -> None:
 
 
 def _was_warm(measured: Measured) -> bool:
-    disk_bytes = measured.disk_bytes_per_window * measured.n_windows
-    return disk_bytes < WARM_DISK_SHARE * WINDOW_BYTES * measured.n_windows + WARM_DISK_BYTES
+    allowed = WARM_DISK_SHARE * WINDOW_BYTES + WARM_DISK_BYTES_PER_S / measured.windows_per_s
+    return measured.disk_bytes_per_window < allowed
 
 
 def _reason(done: LimitedRun) -> str:

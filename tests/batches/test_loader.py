@@ -31,9 +31,10 @@ from engram.errors import DoesNotFit, InputError
 from engram.memory import Limit, Usage
 from engram.preparation.ingest import prepare
 from engram.recordings.objects import ArrayRecording, ArraySignal, ArraySource
+from engram.recordings.recording import Events
 from engram.store.reader import Store
 from engram.windows.order import Cursor, Mode
-from engram.windows.spec import FixedWindows, Span
+from engram.windows.spec import EventWindows, FixedWindows, Span
 from engram.windows.targets import RecordingColumn, SignalTarget
 
 SPEC = FixedWindows(signal="eeg", window_size_s=0.5)
@@ -636,6 +637,9 @@ def test_a_loader_holds_no_more_than_its_lines(kinds: Store, kind: str, dtype: A
 
 def assert_holds(loader: Loader) -> dict[str, int]:
     """Pass twice through a loader, which holds no more than its lines; give them, and the peak."""
+    assert loader.is_direct == (
+        loader.check is None and loader_module._is_cache_useless(loader.windows, loader.order)
+    )
     numbers_of(loader)  # files and tables are open
     held = {"index of windows", "order", "checksums", "scales of int16"}
     lines = {line.name: line.n_bytes for line in loader.budget.spendings if line.name not in held}
@@ -665,34 +669,62 @@ def test_the_page_cache_is_passed_where_it_is_of_no_use(
         windows = store.windows(spec)
         if not windows.can_be_read_directly():
             pytest.skip("temporary files cannot be read past the page cache here")
-        assert windows.bytes_of_parts == (20 * 51_600, 4000 * 258)
+        assert windows.stored_bytes == 20 * 51_600
 
         def is_direct(windows: Windows, free_bytes: int, **options: Any) -> bool:
             limit = Limit("host", allowed_bytes=free_bytes, used_bytes=0, where="here")
-            monkeypatch.setattr(loader_module, "binding_limit", lambda: limit)
+            monkeypatch.setattr(loader_module, "binding_limit", lambda **_: limit)
             return windows.loader(4, **{"memory": "1 GB", "mode": "shuffled", **options}).is_direct
 
         few = 20 * 51_600 // 4 - 1
         assert is_direct(windows, few)
         assert not is_direct(windows, few + 1)
         assert not is_direct(windows, few, mode="sequential")
+        assert not is_direct(windows, few, mode="blocks")
+        assert is_direct(windows, few, mode="groups", by="recording")
         assert not is_direct(windows, few, check="crc")
         assert not is_direct(store.windows(FixedWindows(signal="eeg", window_size_s=1.0)), few)
         overlapping = FixedWindows(signal="eeg", window_size_s=2.0, window_stride_s=1.0)
         assert not is_direct(store.windows(overlapping), few)
-        volumes, images = (
-            kinds.windows(FixedWindows(signal=signal, window_size_samples=1)) for signal in ("betas", "image")
-        )
-        assert is_direct(volumes, 1000)
-        assert not is_direct(images, 1000)  # rows of a bank
+        assert is_direct(kinds.windows(FixedWindows(signal="betas", window_size_samples=1)), 1000)
 
         # Where its buffers do not fit beside two batches, it is the page cache after all.
         sizes = [windows.scratch_bytes(is_direct=is_direct) for is_direct in (False, True)]
-        assert sizes[1] - sizes[0] == 64 * 57_344 + 4096
+        assert sizes[1] - sizes[0] == (4 << 20) + 4096
         spent_bytes = windows.loader(4, mode="shuffled", memory="1 GB", threads=1).budget.spent_bytes
         memory = spent_bytes - windows.batch_bytes(4)  # two batches and one thread's buffers
         assert is_direct(windows, few, memory=memory, threads=1)
         assert not is_direct(windows, few, memory=memory - 10_000, threads=1)
+
+
+def test_what_windows_share_is_left_to_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large rows of a bank that come again, and trials that reach into the next one, however few."""
+    monkeypatch.setattr(loader_module, "binding_limit", lambda **_: Limit("host", 0, 0, "here"))
+    rng = np.random.default_rng(0)
+    shown = ArraySignal(rng.integers(0, 5, 200, np.int32), 1.0, bank="images")
+    eeg = ArraySignal(rng.normal(0, 10, (6000, 129)).astype("float32"), 100.0)
+    apart, close = (
+        Events(tuple(np.arange(2.0, 50, step)), (0.0,) * n, ("go",) * n) for step, n in ((4, 12), (2, 24))
+    )
+    source = ArraySource(
+        {
+            "a": ArrayRecording({"image": shown}),
+            "apart": ArrayRecording({"eeg": eeg}, events=apart, fields={"of": "apart"}),
+            "close": ArrayRecording({"eeg": eeg}, events=close, fields={"of": "close"}),
+        },
+        {"images": rng.integers(0, 255, (5, 120, 120, 3), dtype=np.uint8)},
+    )
+    with prepare(source, tmp_path / "store").store as store:
+        images = store.windows(FixedWindows(signal="image", window_size_samples=1))
+        if not images.can_be_read_directly():
+            pytest.skip("temporary files cannot be read past the page cache here")
+        assert not images.loader(4, mode="shuffled", memory="1 GB").is_direct
+        for which, is_direct in (("apart", True), ("close", False)):
+            spec = EventWindows(signal="eeg", anchor=("go",), trial_duration_s=2.5, where={"of": (which,)})
+            trials = store.windows(spec)
+            assert trials.loader(4, mode="shuffled", memory="1 GB").is_direct == is_direct
 
 
 def test_rows_of_a_bank_that_were_looked_up_are_counted(tmp_path: Path) -> None:

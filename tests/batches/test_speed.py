@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from engram.batches import speed
+from engram.batches.loader import Loader
 from engram.batches.speed import Speed, SpeedReport, choose_windows, measure_speed
 from engram.errors import DoesNotFit, InputError
 from engram.preparation.ingest import prepare
@@ -53,6 +54,7 @@ REPORT = SpeedReport(
     medium_gb_per_s=1.0,
     medium_read_bytes=53_248,
     is_medium_direct=True,
+    is_direct=False,
     read_ahead_kb=128,
 )
 """A store that does not fit into memory, on a disk that is kept busy."""
@@ -147,6 +149,31 @@ def test_capped_windows_come_from_the_disk(trials_path: Path) -> None:
     assert report.fraction_of_medium == pytest.approx(
         (report.capped.disk_gb_per_s or 0) / (report.medium_gb_per_s or 1)
     )
+
+
+def test_capped_windows_are_read_as_all_windows_would_be(
+    trials_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past the page cache where that has room for few of all, though the round's own would fit."""
+    answers, seen = iter([True]), []
+    monkeypatch.setattr("engram.batches.loader._is_cache_useless", lambda *_: next(answers, False))
+    read = speed._read
+
+    def note(loader: Loader, *rest: Any) -> Any:
+        seen.append(loader.is_direct)
+        return read(loader, *rest)
+
+    monkeypatch.setattr(speed, "_read", note)
+    with Store(trials_path) as store:
+        windows = choose_windows(store)
+        if not windows.can_be_read_directly():
+            pytest.skip("temporary files cannot be read past the page cache here")
+        report = measure_speed(windows, seconds=QUICK_S)
+    assert report.is_direct
+    assert seen[-5:] == [True] * 5
+    assert not any(seen[:-5])
+    assert report.capped is not None
+    assert report.capped.windows_per_s > 0
 
 
 def test_bytes_that_nobody_counts_prove_nothing(trials_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,10 @@ def passing(path: Path, change: Callable[[int], None], **options: Any) -> tuple[
     found: list[bytes] = []
     with Store(path) as store:
         loader = store.windows(SPEC).loader(BATCH_SIZE, **{"memory": "30 MB", "threads": 2, **options})
+        is_checked = "check" in options
+        assert loader.is_direct == (
+            not is_checked and loader_module._is_cache_useless(loader.windows, loader.order)
+        )
         try:
             for number, batch in enumerate(loader):
                 found.append(bytes_of(batch))

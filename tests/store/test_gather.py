@@ -25,7 +25,7 @@ from engram.store import gather as module
 from engram.store.backend import Part
 from engram.store.crc import crc32c
 from engram.store.format import FileStamp
-from engram.store.gather import Ranges, check, gather, hint, scratch_bytes
+from engram.store.gather import Ranges, can_gather_directly, check, gather, hint, scratch_bytes
 from engram.store.grid import Grid
 from engram.store.precision import Precision, Scaling, decode, encode
 from engram.store.ram_backend import RamBackend
@@ -468,6 +468,60 @@ def test_ranges_read_before_one_that_ends_too_early_are_counted_natively(tmp_pat
             _native.hint(descriptors, np.zeros(2, np.int64), np.zeros(1, np.int64))
 
 
+# Past the page cache.
+
+
+@needs_direct
+@pytest.mark.parametrize("failure", [OSError("no such files here"), 0, 1])
+def test_what_cannot_be_read_directly_is_read_through_the_page_cache(
+    corpus: Corpus, failure: OSError | int
+) -> None:
+    """All of it, or from where it failed; and not by NumPy."""
+    parts, values = corpus.get("int16", (3,))
+    ranges = ranges_of(parts, "exact", [(0, 3, 20, 0, 0), (0, 10, 30, 1, 0), (1, 0, 60, 2, 0)])
+    natively, asked = module._gather_natively, []
+
+    def gather_natively(backend: Any, ranges: Ranges, out: Any, *, is_direct: bool, **how: Any) -> int:
+        asked.append((is_direct, len(ranges)))
+        if not is_direct:
+            return natively(backend, ranges, out, is_direct=False, **how)
+        if isinstance(failure, OSError):
+            raise failure
+        return natively(backend, ranges.between(0, failure), out, is_direct=True, **how) if failure else 0
+
+    with (
+        mock.patch.object(module, "_gather_natively", gather_natively),
+        mock.patch.object(module, "_gather_plainly", None),
+    ):
+        out = gathered(corpus.backend, ranges, np.zeros((3, 60, 3), np.int16), way="direct")
+    assert asked == [(True, 3), (False, 2 if failure == 1 else 3)]
+    for row, expected in enumerate((values[0][3:23], values[0][10:40], values[1])):
+        assert np.array_equal(out[row, : len(expected)], expected)
+
+
+@needs_direct
+def test_a_trial_says_whether_files_can_be_read_directly(files: Files) -> None:
+    """Every dtype; not from memory, not where a file is damaged, not with pages that two buffers share."""
+    parts = [files.add(dtype, values_of(dtype, 5, (3,))) for dtype in ("float16", "float32", *INTEGERS)]
+    for part in parts:
+        assert can_gather_directly(files.open(), part)
+    assert not can_gather_directly(RamBackend(files.root, files.stamps), parts[0])
+    assert not can_gather_directly(files.open(), Part("gone", "x", Grid(10, (2,), "uint8")))
+    with mock.patch("mmap.PAGESIZE", 1 << 16):
+        assert not can_gather_directly(files.open(), parts[0])
+    with mock.patch.object(module, "IS_NATIVE", new=False):
+        assert not can_gather_directly(files.open(), parts[0])
+
+
+@needs_direct
+def test_a_file_that_is_not_open_is_not_read_natively() -> None:
+    """The kernel's refusal to take a read is the end of it: nothing is in flight, nothing was written."""
+    out = np.zeros((2, 3, 8), np.float32)
+    slots = np.empty(4096 + 8192, np.uint8)
+    assert natively(descriptors=np.full(1, -1, np.int32), slots=slots, slot_bytes=8192, out=out) == 0
+    assert not out.any()
+
+
 # Chunks and hints.
 
 
@@ -683,11 +737,13 @@ def test_gathering_holds_no_more_than_it_says(
     how = {"is_turned": is_turned, "is_bfloat16": dtype == "bfloat16", "is_direct": way == "direct"}
     gather(backend, ranges, out, **how)
 
+    module._own.slots = np.empty(0, np.uint8)  # as at a thread's first batch
     tracemalloc.start()
     gather(backend, ranges, out, **how)
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
+    peak_bytes += len(module._own.slots)  # mapped, which tracemalloc does not see
     # The scales of one range, where the prediction is for as many as are read at once.
     of_scales = 2 * 8 * shape[-1] * 63 if precision == "int16" and way in ("native", "direct") else 0
     assert peak_bytes <= predicted - of_scales + 20_000

@@ -37,9 +37,6 @@ Check: TypeAlias = Literal["crc"]
 _FAR_LARGER = 4
 """Times what memory leaves: of less data, the page cache has much again in the next epoch."""
 
-_LEAST_DIRECT_BYTES = 32 << 10
-"""Past the page cache whole blocks of 4 KiB are read: 32 KiB on average with an eighth for nothing."""
-
 
 class Loader:
     """Batches of windows, epoch after epoch.
@@ -63,7 +60,8 @@ class Loader:
         ``"crc"``: compare every block of 128 KiB that a window touches with its checksum first; None:
         trust the disk.
     threads
-        How many read; None: as many as there are cores for this process, at most 4.
+        How many read; None: as many as there are cores for this process, at most 4; two past the page
+        cache even on one core.
     rank, world
         This process's number among those that share every batch, and how many there are: rank r
         gets rows r, r + world, ... of each batch.
@@ -127,7 +125,7 @@ class Loader:
         self.is_direct = (
             check is None and _is_cache_useless(windows, order) and windows.can_be_read_directly()
         )
-        """Whether windows are read past the page cache."""
+        """Whether windows are read past the page cache, since they are far more than memory leaves."""
         budget = budget or shared_budget(None, windows, order)
         try:
             plan = _plan(self, budget, threads)
@@ -220,11 +218,11 @@ class Loader:
 
 def _is_cache_useless(windows: Windows, order: Order) -> bool:
     """Say whether large pieces are read at random, each once, of far more data than memory could keep."""
-    of_windows, of_parts = windows.bytes_of_parts
     return (
-        order.mode != "sequential"
-        and windows.least_piece_bytes >= _LEAST_DIRECT_BYTES
-        and _FAR_LARGER * binding_limit().free_bytes < of_windows <= of_parts
+        order.mode in ("shuffled", "groups", "lengths")  # the others read on, or the same again
+        # Without what SLURM allows: nobody bounds the page cache by it.
+        and windows.stored_bytes > _FAR_LARGER * binding_limit(env={}).free_bytes
+        and windows.is_in_large_pieces
     )
 
 

@@ -119,6 +119,8 @@ class SpeedReport:
     """Size of one of those reads."""
     is_medium_direct: bool | None
     """Whether they went past the page cache."""
+    is_direct: bool
+    """Whether a loader of all windows reads past the page cache here, as the capped ones were."""
     read_ahead_kb: int | None
     """What the kernel reads ahead on the store's disk, in KiB; None where it does not say."""
 
@@ -327,6 +329,7 @@ def measure_speed(
         batch_size=bench.batch_size,
         stored_bytes_per_window=bench.stored_bytes,
         data_bytes=min(round(len(windows) * bench.stored_bytes), sum(f.stat().st_size for f in bench.files)),
+        is_direct=bench.is_direct,
         cache_bytes=bench.cache_bytes,
         n_cores=len(_usable_cores()),
         n_threads=bench.n_threads,
@@ -352,6 +355,7 @@ class _Bench:
     round_s: float
     loader_bytes: int | str
     n_threads: int
+    is_direct: bool
     progress: Callable[[int, int], None]
     stored_bytes: float
     """Mean bytes of a window in the store."""
@@ -392,6 +396,7 @@ class _Bench:
             round_s=round_s,
             loader_bytes=loader_bytes,
             n_threads=loader.sizes.n_threads,
+            is_direct=loader.is_direct,
             progress=progress,
             stored_bytes=stored_bytes,
             piece_bytes=piece_bytes,
@@ -443,6 +448,7 @@ class _Bench:
             n_windows = max(self.batch_size, int(min(windows_per_s, medium_per_s) * self.round_s))
             # A pass to its end: nothing is read ahead that is not handed out, so bytes and windows agree.
             loader = self.loader(_some(self.windows, n_windows, number), "shuffled")
+            loader.is_direct = self.is_direct  # so few would be read through the page cache
             if not reads[-1].is_direct:
                 forget(self.files)
             readings.append(_read(loader))

@@ -61,6 +61,11 @@ def cut_windows(
     return Windows(store, build_index(tables_of(store), spec, target, same_form=same_form))
 
 
+_LARGE_BYTES, _N_LOOKED_AT = 32 << 10, 512
+"""A piece that is worth reading alone: past the page cache whole blocks of 4 KiB are read, an eighth of so
+much for nothing. And how many windows are looked at for what they share."""
+
+
 class Windows:
     """Windows of a store.
 
@@ -560,31 +565,31 @@ class Windows:
         )
 
     @cached_property
-    def bytes_of_parts(self) -> tuple[int, int]:
-        """Bytes of all windows as stored, and of the parts that they lie in.
+    def stored_bytes(self) -> int:
+        """Bytes of all windows as stored, at least; what several windows share, as often."""
+        return sum(
+            n_samples * min(stored.extent.part.grid.sample_bytes for stored in self._forms(signal))
+            for signal, n_samples in self._walk.n_samples.items()
+        )
 
-        Windows may have more than their parts: where they overlap, or share the rows of a bank.
+    @cached_property
+    def is_in_large_pieces(self) -> bool:
+        """Whether windows are of 32 KiB and more in every signal, and share nothing with the next one.
+
+        Of many windows, some hundreds are looked at.
         """
-        of_windows = 0
-        parts: dict[str, int] = {}
-        for signal, n_samples in self._walk.n_samples.items():
-            grids = {
-                stored.extent.part.file: (stored.rows_shape, stored.extent.part.grid)
-                for stored in self._forms(signal)
-            }
-            of_windows += n_samples * max(
-                math.prod(shape) * grid.sample_bytes for shape, grid in grids.values()
-            )
-            parts |= {file: grid.n_samples * grid.sample_bytes for file, (_, grid) in grids.items()}
-        return of_windows, sum(parts.values())
-
-    @property
-    def least_piece_bytes(self) -> int:
-        """Fewest bytes that lie together: of a window, or of a row of a bank."""
-        return min(
-            (shortest if stored.numbers is None else 1) * stored.extent.part.grid.sample_bytes
-            for signal, (shortest, _) in self._walk.lengths.items()
-            for stored in self._forms(signal)
+        for signal, (shortest, _) in self._walk.lengths.items():
+            for stored in self._forms(signal):
+                if stored.numbers is not None:  # of a bank, whose rows come again
+                    return False
+                if shortest * stored.extent.part.grid.sample_bytes < _LARGE_BYTES:
+                    return False
+        numbers = np.unique(np.linspace(0, len(self) - 1, _N_LOOKED_AT, endpoint=False).astype(np.int64))
+        one, after = self.index.locate(numbers), self.index.locate(np.minimum(numbers + 1, len(self) - 1))
+        is_next = (one.recording == after.recording) & (numbers < len(self) - 1)
+        return not any(
+            (is_next & (after.starts[signal] < one.starts[signal] + one.lengths[signal])).any()
+            for signal in one.starts
         )
 
     def can_be_read_directly(self) -> bool:

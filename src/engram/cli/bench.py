@@ -132,6 +132,8 @@ def _notes_on_disk(report: SpeedReport) -> Iterator[str]:
             "The disk was not measured: when the kernel was asked to forget the files, windows still came "
             "from memory, or from a file system whose bytes it does not count."
         )
+    elif report.is_direct:
+        yield "Windows from the disk came past the page cache, which has room for less than a quarter of all."
     if report.is_medium_direct is False:
         yield "This file system has no direct reads: random reads are plain ones, of forgotten files."
 

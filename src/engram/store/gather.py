@@ -10,8 +10,11 @@ file, NumPy does the same, range by range. Both give the same bytes.
 from __future__ import annotations
 
 import math
+import mmap
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -42,7 +45,7 @@ _MAX_RANGES = 64
 _BLOCK_BYTES = 4096
 """What a file is read in past the page cache; a multiple of every disk's own blocks."""
 _DEPTH, _LEAST_DEPTH, _SLOTS_BYTES = 64, 4, 4 << 20
-"""Reads at once past the page cache: 32, or as many as fit into so many bytes, but 4."""
+"""Reads at once past the page cache: 64, or as many as fit into so many bytes, but 4 in any case."""
 
 _Codes: TypeAlias = Mapping[str, int]
 # As in _native.c.
@@ -155,7 +158,8 @@ def scratch_bytes(
         of_casting = 8 * np.getbufsize() if precision == "int16" else 0
         return _piece(grid, n_scales, n_samples, is_turned=True) * of_value + of_casting
     n_piece = _piece(grid, n_scales, n_samples, is_turned=is_turned)
-    of_slots = _slots(n_piece * itemsize)[1] if is_direct else 0
+    # Of shorter ranges more fit: all there is room for.
+    of_slots = max(_SLOTS_BYTES, _slots(n_piece * itemsize)[1]) + _BLOCK_BYTES if is_direct else 0
     if is_as_stored and not is_turned:
         return of_slots
     return n_piece * (itemsize + 6) + 16 + of_scales + of_slots
@@ -171,6 +175,23 @@ def _piece(grid: Grid, n_scales: int, n_samples: int, *, is_turned: bool) -> int
     n_values = math.prod(grid.sample_shape)
     step = n_values if is_turned else max(1, n_scales)
     return max(1, min(PIECE_VALUES, n_samples * n_values) // step) * step
+
+
+class _Own(threading.local):
+    """What a thread keeps for as long as it lives: memory that is new for every batch costs too much."""
+
+    def __init__(self) -> None:
+        self.slots: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def slots_of(self, n_bytes: int) -> NDArray[np.uint8]:
+        """Give memory for what is read past the page cache."""
+        if len(self.slots) < n_bytes:
+            # Mapped, and so given back when the thread ends: malloc would keep some megabytes for later.
+            self.slots = np.frombuffer(mmap.mmap(-1, n_bytes), np.uint8)
+        return self.slots[:n_bytes]
+
+
+_own = _Own()
 
 
 def _slots(piece_bytes: int) -> tuple[int, int]:
@@ -219,15 +240,17 @@ def gather(
     """
     if not len(ranges) or not out.size:
         return
-    n_read = 0
-    if IS_NATIVE:
-        n_read = _gather_natively(
-            backend, ranges, out, is_turned=is_turned, is_bfloat16=is_bfloat16, is_direct=is_direct
-        )
-    if n_read < len(ranges):
-        # After a failure once more, so that whoever knows says what is wrong, if it was no passing trouble.
-        rest = ranges.between(n_read, len(ranges))
-        _gather_plainly(backend, rest, out, is_turned=is_turned, is_bfloat16=is_bfloat16)
+    # After a failure in another way, so that whoever knows says what is wrong, if it was no passing trouble.
+    rest = ranges
+    for is_past in ([True] if is_direct else []) + ([False] if IS_NATIVE else []):
+        with suppress(OSError):  # the file system cannot: no more than a trial has said that it can
+            n_read = _gather_natively(
+                backend, rest, out, is_turned=is_turned, is_bfloat16=is_bfloat16, is_direct=is_past
+            )
+            rest = rest.between(n_read, len(rest))
+        if not len(rest):
+            return
+    _gather_plainly(backend, rest, out, is_turned=is_turned, is_bfloat16=is_bfloat16)
 
 
 def can_gather_directly(backend: Backend, part: Part) -> bool:
@@ -240,12 +263,13 @@ def can_gather_directly(backend: Backend, part: Part) -> bool:
     part
         Whose first sample is read.
 
-    Raises
-    ------
-    StoreDamaged
-        If its file is missing or cut short.
+    Returns
+    -------
+    bool
+        False also where its file is damaged, which whoever reads it is told.
     """
-    if not (IS_NATIVE and hasattr(os, "O_DIRECT")):
+    # A page of more than a block would be shared by two buffers, which a fork may part.
+    if not (IS_NATIVE and hasattr(os, "O_DIRECT")) or mmap.PAGESIZE > _BLOCK_BYTES:
         return False
     precision: Precision = {"float16": "float16", "float32": "float32"}.get(part.grid.dtype, "exact")  # type: ignore[assignment]
     one = Ranges([part], precision, np.array([[0], [0], [1], [0], [0]]))
@@ -253,8 +277,10 @@ def can_gather_directly(backend: Backend, part: Part) -> bool:
     out = np.empty((1, 1, *part.grid.sample_shape), dtype)
     try:
         return _gather_natively(backend, one, out, is_turned=False, is_bfloat16=False, is_direct=True) == 1
-    except OSError:  # the file system's word: it has no such files
+    except (OSError, StoreDamaged):
         return False
+    finally:
+        _own.slots = np.empty(0, np.uint8)  # who tries is not who reads
 
 
 def _gather_natively(
@@ -295,7 +321,7 @@ def _gather_natively(
         offset,
         out,
         scratch,
-        np.empty(slots_bytes, np.uint8),
+        _own.slots_of(slots_bytes),
         slot_bytes,
         n_piece,
         stored,
