@@ -174,9 +174,10 @@ def _draw_panel(panel: Axes, rows: list[Row], title: str) -> None:
     ]
     colors = [OURS if row.reader == "engram" else THEIRS for row in rows]
     panel.barh(names, rates, xerr=spread, color=colors, ecolor="black", height=0.7)
-    for place, (row, rate) in enumerate(zip(rows, rates, strict=True)):
+    for place, row in enumerate(rows):
         text = f"{row.windows_per_s:,.0f}" if row.outcome == "measured" else row.outcome
-        panel.annotate(text, (rate, place), (6, 0), textcoords="offset points", va="center", fontsize=7)
+        end = max(row.windows_per_s_max, 1)
+        panel.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center", fontsize=7)
     panel.set_xscale("log")
     panel.set_xlim(1, 4 * max(rates))
     panel.tick_params(axis="y", labelsize=8)

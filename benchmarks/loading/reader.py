@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 Batch: TypeAlias = "tuple[Tensor, Tensor]"
 """Numbers of the windows (window,) int64, and their samples (window, channel, time) float32."""
 
-Kind: TypeAlias = Literal["engram", "as usual", "one by one", "whole batches", "own loader"]
+Kind: TypeAlias = Literal["engram", "as usual", "one by one", "whole batches", "no loader", "own loader"]
 """How a reader is asked: ``one by one`` by PyTorch's ``DataLoader``, window by window, and converts in a
-``collate_fn`` of ours, or ``as usual``, with PyTorch's own; for ``whole batches`` by one call each; or it
-is a loader of its own."""
+``collate_fn`` of ours, or ``as usual``, with PyTorch's own; by ``DataLoader`` too for ``whole batches``, by
+one call each; by a loop with ``no loader``; or it is a loader of its own."""
 
 
 Regime: TypeAlias = Literal["warm", "capped", "overlap"]

@@ -58,7 +58,7 @@ class Numbers:
         for number in numbers:
             self._note("find", number)
             rows = np.full(0 if number in self.empty else 2, number)
-            signal = SignalReads(tuple(self.ranges), rows, (), (), "uint8", is_channels=False)
+            signal = SignalReads(tuple(self.ranges), rows, number, (), (), "uint8", is_channels=False)
             yield Reads(rows, {"x": signal}, 2)
 
     def hint(self, ranges: Ranges) -> None:

@@ -28,7 +28,7 @@ from engram.batches.batch import Batch
 from engram.batches.loader import Loader
 from engram.batches.windows import Windows
 from engram.errors import DoesNotFit, InputError
-from engram.memory import Limit, Usage
+from engram.memory import Budget, Limit, Usage
 from engram.preparation.ingest import prepare
 from engram.recordings.objects import ArrayRecording, ArraySignal, ArraySource
 from engram.recordings.recording import Events
@@ -695,6 +695,36 @@ def test_the_page_cache_is_passed_where_it_is_of_no_use(
         memory = spent_bytes - windows.batch_bytes(4)  # two batches and one thread's buffers
         assert is_direct(windows, few, memory=memory, threads=1)
         assert not is_direct(windows, few, memory=memory - 10_000, threads=1)
+
+
+def test_the_kernel_is_asked_until_it_has_everything(
+    windows: Windows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not again, from pass to pass, until a window is missing; always where whole blocks are compared."""
+    asked: list[int] = []
+    monkeypatch.setattr(loader_module, "hint", lambda backend, ranges, **_: asked.append(len(ranges)))
+    monkeypatch.setattr(loader_module, "ENOUGH_HITS", 12)
+    found = True
+    monkeypatch.setattr(loader_module, "is_cached", lambda backend, ranges: found)
+
+    def asked_in_a_pass(loader: Loader) -> int:
+        asked.clear()
+        for batch in loader:
+            assert len(batch) == 12
+        return len(asked)
+
+    loader = windows.loader(12, mode="shuffled", memory="1 MB")
+    assert len(loader) == 10
+    assert [asked_in_a_pass(loader) for _ in range(3)] == [10, 2, 0]
+    found = False
+    assert asked_in_a_pass(loader) == 10
+    found = True
+    assert [asked_in_a_pass(loader) for _ in range(3)] == [10, 2, 0]
+
+    checking = windows.loader(12, mode="shuffled", memory="1 MB", check="crc")
+    assert [asked_in_a_pass(checking) for _ in range(3)] == [10, 10, 10]
+    past = Loader(windows, windows.order(12), budget=Budget.of("100 MB"), is_direct=True)
+    assert asked_in_a_pass(past) == 0
 
 
 def test_what_windows_share_is_left_to_the_page_cache(

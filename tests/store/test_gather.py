@@ -25,8 +25,17 @@ from engram.store import gather as module
 from engram.store.backend import Part
 from engram.store.crc import crc32c
 from engram.store.format import FileStamp
-from engram.store.gather import Ranges, can_gather_directly, check, gather, hint, scratch_bytes
+from engram.store.gather import (
+    Ranges,
+    can_gather_directly,
+    check,
+    gather,
+    hint,
+    is_cached,
+    scratch_bytes,
+)
 from engram.store.grid import Grid
+from engram.store.medium import can_forget, forget
 from engram.store.precision import Precision, Scaling, decode, encode
 from engram.store.ram_backend import RamBackend
 from engram.store.reader import Store
@@ -357,6 +366,8 @@ def test_a_missing_file_is_told(files: Files, *, way: Way) -> None:
         pytest.raises(StoreDamaged, match="is missing"),
     ):
         hint(files.open(), ranges)
+    with pytest.raises(StoreDamaged, match="is missing"):
+        is_cached(files.open(), ranges)
 
 
 def test_no_range_and_no_room_read_nothing(files: Files) -> None:
@@ -610,6 +621,28 @@ def test_a_hint_changes_nothing_but_speed(corpus: Corpus, *, way: Way) -> None:
         hint(RamBackend(corpus.files.root, corpus.files.stamps), ranges)
     out = gathered(corpus.backend, ranges, np.zeros((3, 60, 3), np.int16), way=way)
     assert np.array_equal(out[1, :30], values[0][10:40])
+
+
+def test_what_the_page_cache_holds_is_known(files: Files) -> None:
+    """The middle of the first range; nothing is read from a disk to find out, and no range is too short."""
+    part = files.add("cached", values_of("uint8", 1 << 14, (1 << 8,)))  # 4 MiB
+    backend = files.open()
+    path = files.root / part.file
+    ranges = ranges_of([part], "exact", [(0, 1 << 13, 1 << 10, 0, 0)])
+    path.read_bytes()
+    if not is_cached(backend, ranges):
+        pytest.skip("the file system of temporary files cannot say what is in the page cache")
+    assert is_cached(backend, ranges_of([part], "exact", [(0, 0, 0, 0, 0)]))
+    # Past its end, and in no file, there is nothing.
+    assert not is_cached(backend, ranges_of([part], "exact", [(0, part.grid.n_samples * 2, 1, 0, 0)]))
+    assert not is_cached(RamBackend(files.root, files.stamps), ranges)
+    if can_forget():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+        forget([path])
+        assert not is_cached(backend, ranges)
+        path.read_bytes()
+        assert is_cached(backend, ranges)
 
 
 # Checksums.

@@ -199,7 +199,7 @@ READERS = (
     ),
     Reader(
         name="gather, pre-cut",
-        kind="whole batches",
+        kind="no loader",
         settings="the same file, `MADV_WILLNEED` for a whole batch, then `windows[numbers]`; no `DataLoader`",
         distribution="numpy",
         libraries=("torch",),

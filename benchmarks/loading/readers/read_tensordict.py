@@ -31,7 +31,7 @@ def batches(request: Request) -> Iterator[Batch]:
 READERS = (
     Reader(
         name="tensordict",
-        kind="whole batches",
+        kind="no loader",
         settings="pre-cut windows in a mapped file, `MemoryMappedTensor.index_select`; no `DataLoader`",
         distribution="tensordict",
         libraries=("torch", "tensordict"),

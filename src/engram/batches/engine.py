@@ -11,12 +11,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread, current_thread
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 from weakref import ref
 
 import numpy as np
@@ -132,6 +131,10 @@ class _Lease:
             crew.give_back(self._slot)
 
 
+_Result: TypeAlias = tuple[Batch, _Slot | None] | BaseException
+"""What became of a batch: it, and whose memory it has, or why there is none."""
+
+
 class _Crew:
     """The threads and buffers of one iteration."""
 
@@ -140,12 +143,13 @@ class _Crew:
         self._source, self._sizes = source, sizes
         self._lock, self._looking_ahead = Lock(), Lock()
         self._waiting = iter(numbers)
-        self._futures: dict[int, Future[tuple[Batch, _Slot | None]]] = {}
+        # Queues whose put may interrupt anything, itself too: batches are dropped at any time.
+        self._done: SimpleQueue[tuple[int, _Result]] = SimpleQueue()
+        self._early: dict[int, _Result] = {}
         self._ahead_bytes = 0
         self._ahead: Iterator[Ranges] = self._look_ahead(numbers)
         self._found: dict[int, Reads] = {}
         self._lost: Exception | None = None
-        # A queue whose put may interrupt anything, itself too: batches are dropped at any time.
         self._free: SimpleQueue[_Slot | None] = SimpleQueue()
         self._slots: set[_Slot] = set()
         self._handed: set[_Slot] = set()
@@ -171,10 +175,16 @@ class _Crew:
         if is_small or len(self._handed) == len(self._slots):
             self._add_slot()  # or all memory is in the hands of the consumer, who wants one more
         self._has_begun = True
-        with self._lock:
-            future = self._futures.setdefault(number, Future())
-        batch, slot = future.result()
-        del self._futures[number]
+        while number not in self._early:
+            done, result = self._done.get()
+            self._early[done] = result
+        result = self._early.pop(number)
+        if isinstance(result, BaseException):
+            try:
+                raise result
+            finally:
+                del result  # or the error and this frame would keep each other
+        batch, slot = result
         if slot is not None:
             self._handed.add(slot)
         return batch
@@ -197,10 +207,8 @@ class _Crew:
         for thread in self._threads:
             thread.join()
         # Whoever keeps an error keeps the frames that it came through, and this with them.
-        self._futures, self._found, self._ahead, self._slots = {}, {}, iter(()), set()
-        with suppress(Empty):
-            while True:
-                self._free.get_nowait()
+        self._early, self._found, self._ahead, self._slots = {}, {}, iter(()), set()
+        self._done, self._free = SimpleQueue(), SimpleQueue()
 
     def _add_slot(self) -> None:
         slot = _Slot(self._sizes.slot_bytes)
@@ -220,13 +228,12 @@ class _Crew:
     def _fill_next(self, slot: _Slot) -> bool:
         with self._lock:
             number = next(self._waiting, None)
-            if number is None:
-                return False
-            future = self._futures.setdefault(number, Future())
+        if number is None:
+            return False
         try:
-            future.set_result(self._fill(number, slot))
+            self._done.put((number, self._fill(number, slot)))
         except BaseException as error:  # noqa: BLE001 - the consumer's to see, whatever it is
-            future.set_exception(error)
+            self._done.put((number, error))
         return True
 
     def _fill(self, number: int, slot: _Slot) -> tuple[Batch, _Slot | None]:

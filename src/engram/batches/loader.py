@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -21,7 +21,7 @@ from engram.batches.reading import Dtype, Reads
 from engram.errors import DoesNotFit, InputError
 from engram.memory import binding_limit, read_usage
 from engram.memory.budget import Budget
-from engram.store.gather import Ranges, hint
+from engram.store.gather import Ranges, hint, is_cached
 from engram.units import format_bytes
 from engram.windows.order import Cursor, Order
 
@@ -65,6 +65,9 @@ class Loader:
     rank, world
         This process's number among those that share every batch, and how many there are: rank r
         gets rows r, r + world, ... of each batch.
+    is_direct
+        Whether windows are read past the page cache; None: where they are far more than memory leaves, and
+        it can be done.
 
     Raises
     ------
@@ -109,6 +112,7 @@ class Loader:
         threads: int | None = None,
         rank: int = 0,
         world: int = 1,
+        is_direct: bool | None = None,
     ) -> None:
         check_place(windows, order, rank, world)
         check_settings(dtype, check, threads)
@@ -124,13 +128,15 @@ class Loader:
         """What is compared while windows are read."""
         self.is_direct = (
             check is None and _is_cache_useless(windows, order) and windows.can_be_read_directly()
+            if is_direct is None
+            else is_direct
         )
-        """Whether windows are read past the page cache, since they are far more than memory leaves."""
+        """Whether windows are read past the page cache."""
         budget = budget or shared_budget(None, windows, order)
         try:
             plan = _plan(self, budget, threads)
         except DoesNotFit:
-            if not self.is_direct:
+            if is_direct or not self.is_direct:
                 raise
             self.is_direct = False  # it wants some megabytes more
             plan = _plan(self, budget, threads)
@@ -139,6 +145,7 @@ class Loader:
         the loader plans to hold."""
         self._cursor = Cursor(order.fingerprint)
         self._is_loaded = False
+        self._hits = CacheHits()
 
     def __len__(self) -> int:
         return self.order.n_batches
@@ -152,7 +159,15 @@ class Loader:
         cursor = self._cursor if self._is_loaded else replace(self._cursor, n_batches=0)
         self._is_loaded, epoch = False, cursor.epoch
         share = Share(
-            self.windows, self.order, epoch, self.rank, self.world, self.dtype, self.check, self.is_direct
+            self.windows,
+            self.order,
+            epoch,
+            self.rank,
+            self.world,
+            self.dtype,
+            self.check,
+            self.is_direct,
+            self._hits,
         )
         numbers = range(cursor.n_batches, len(self))
         batches = iter(Engine(share, numbers, self.sizes))
@@ -258,6 +273,17 @@ def check_settings(dtype: Dtype | None, check: Check | None, threads: int | None
         raise InputError(f"{threads} threads read nothing. Use threads=1 or more.")
 
 
+ENOUGH_HITS = 256
+"""Windows that have to be found in the page cache in a row: where one in fifty is not, that is rare."""
+
+
+@dataclass(slots=True)
+class CacheHits:
+    """How many windows in a row were found in the page cache, of one that is looked at per batch."""
+
+    n: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
     """One rank's rows of the batches of one epoch: what an engine reads from."""
@@ -278,16 +304,24 @@ class Share:
     """What is compared while windows are read."""
     is_direct: bool = False
     """Whether windows are read past the page cache."""
+    hits: CacheHits = field(default_factory=CacheHits)
+    """What is known of the page cache, from pass to pass."""
 
     def find(self, numbers: Sequence[int]) -> Iterator[Reads]:
         """Say what has to be read for batches, ascending; of some there may be no row for this rank."""
-        for whole in self.order.batches(self.epoch, numbers):
-            yield self.windows.find(whole[self.rank :: self.world], n_global=len(whole), dtype=self.dtype)
+        every = list(self.order.batches(self.epoch, numbers))
+        mine = [whole[self.rank :: self.world] for whole in every]
+        yield from self.windows.find_each(mine, [len(whole) for whole in every], dtype=self.dtype)
 
     def hint(self, ranges: Ranges) -> None:
-        """Let the kernel read some of it ahead, into the page cache if that is used."""
-        if not self.is_direct:
-            hint(self.windows.store.backend, ranges, is_checked=self.check is not None)
+        """Let the kernel read some of it ahead, if the page cache is used and does not seem to have it."""
+        backend = self.windows.store.backend
+        if self.is_direct:
+            return
+        # Asking for what is there already takes a tenth of all the processor time.
+        self.hits.n = self.hits.n + 1 if self.check is None and is_cached(backend, ranges) else 0
+        if self.hits.n <= ENOUGH_HITS:
+            hint(backend, ranges, is_checked=self.check is not None)
 
     def fill(self, reads: Reads, buffer: NDArray[np.uint8], progress: Callable[[Ranges], None]) -> Batch:
         """Read a batch into a buffer."""

@@ -146,6 +146,8 @@ class SignalReads:
     """The samples, by how they are stored."""
     lengths: NDArray[np.int64]
     """(window,) samples of each window."""
+    longest: int
+    """Samples of the longest window."""
     sample_shape: tuple[int, ...]
     """Shape of one sample as it is delivered."""
     rows_shape: tuple[int, ...]
@@ -158,10 +160,9 @@ class SignalReads:
     @property
     def shape(self) -> tuple[int, ...]:
         """(window, channel, time) if ``is_channels``, else (window, time, \\*sample shape)."""
-        longest = int(self.lengths.max())
         if self.is_channels:
-            return (len(self.lengths), *self.sample_shape, longest)
-        return (len(self.lengths), longest, *self.sample_shape)
+            return (len(self.lengths), *self.sample_shape, self.longest)
+        return (len(self.lengths), self.longest, *self.sample_shape)
 
     @property
     def flat_shape(self) -> tuple[int, ...]:
@@ -288,6 +289,7 @@ class Reader:
         return SignalReads(
             tuple(ranges),
             np.array(lengths),
+            int(lengths.max()),
             first.sample_shape,
             first.rows_shape,
             dtype or first.dtype,
@@ -353,7 +355,7 @@ class Reader:
         is_bfloat16 = reads.dtype == "bfloat16"
         if out is None:
             out = np.empty(reads.shape, "uint16" if is_bfloat16 else reads.dtype)
-        for row in np.flatnonzero(reads.lengths < reads.lengths.max()).tolist():
+        for row in np.flatnonzero(reads.lengths < reads.longest).tolist():
             in_time = out[row].T if reads.is_channels else out[row]
             in_time[int(reads.lengths[row]) :] = 0
         # A sample of several rows of a bank is gathered row by row.

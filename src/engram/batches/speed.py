@@ -406,11 +406,11 @@ class _Bench:
             warm_bytes=min(_WARM_BYTES, left_bytes // 4),
         )
 
-    def loader(self, windows: Windows, mode: Mode) -> Loader:
+    def loader(self, windows: Windows, mode: Mode, *, is_direct: bool = False) -> Loader:
         """Make a loader of some of the windows, all of them in every pass."""
-        return windows.loader(
-            self.batch_size, mode=mode, drop_last=False, memory=self.loader_bytes, threads=self.n_threads
-        )
+        order = windows.order(self.batch_size, mode=mode, drop_last=False)
+        budget = Budget.of(self.loader_bytes)
+        return Loader(windows, order, budget=budget, threads=self.n_threads, is_direct=is_direct)
 
     def measure_warm(self) -> tuple[Speed, float]:
         """Measure windows that the page cache holds, and 1e9 bytes copied per second."""
@@ -447,8 +447,7 @@ class _Bench:
             medium_per_s = reads[-1].n_bytes / reads[-1].duration_s / self.stored_bytes
             n_windows = max(self.batch_size, int(min(windows_per_s, medium_per_s) * self.round_s))
             # A pass to its end: nothing is read ahead that is not handed out, so bytes and windows agree.
-            loader = self.loader(_some(self.windows, n_windows, number), "shuffled")
-            loader.is_direct = self.is_direct  # so few would be read through the page cache
+            loader = self.loader(_some(self.windows, n_windows, number), "shuffled", is_direct=self.is_direct)
             if not reads[-1].is_direct:
                 forget(self.files)
             readings.append(_read(loader))

@@ -223,13 +223,40 @@ class Windows:
             If there is no such window, or windows differ in channels.
         """
         given = np.asarray(numbers)
-        located = self.index.locate(given)
-        wanted = given.astype(np.int64)  # a copy, which the batch may keep
-        signals = {
-            name: self._reader.find(located, name, None if name == self.target_signal else dtype)
-            for name in (self.index.spec.signals if len(given) else ())
-        }
-        return Reads(wanted, signals, len(given) if n_global is None else n_global, dtype)
+        return next(self.find_each([given], [len(given) if n_global is None else n_global], dtype=dtype))
+
+    def find_each(
+        self,
+        batches: Sequence[NDArray[np.integer]],
+        n_global: Sequence[int],
+        *,
+        dtype: Dtype | None = None,
+    ) -> Iterator[Reads]:
+        """Find what has to be read for each of some batches: hardly more work than for one.
+
+        Parameters
+        ----------
+        batches
+            (window,) numbers of windows, in any order, by batch.
+        n_global
+            Windows of the whole batch over all ranks, by batch.
+        dtype
+            What a model is given; None: float32, or the stored integers.
+
+        Raises
+        ------
+        InputError
+            If there is no such window, or windows of one batch differ in channels: in its turn.
+        """
+        located, begin = self.index.locate(np.concatenate(batches)), 0
+        for numbers, n_of_all in zip(batches, n_global, strict=True):
+            of_batch, begin = located.between(begin, begin + len(numbers)), begin + len(numbers)
+            signals = {
+                name: self._reader.find(of_batch, name, None if name == self.target_signal else dtype)
+                for name in (self.index.spec.signals if len(numbers) else ())
+            }
+            # A copy, which the batch may keep.
+            yield Reads(numbers.astype(np.int64), signals, n_of_all, dtype)
 
     def fill(
         self,

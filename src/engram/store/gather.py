@@ -34,7 +34,16 @@ except ImportError:  # no C compiler when this was installed
 else:
     IS_NATIVE = True
 
-__all__ = ["IS_NATIVE", "Ranges", "can_gather_directly", "check", "gather", "hint", "scratch_bytes"]
+__all__ = [
+    "IS_NATIVE",
+    "Ranges",
+    "can_gather_directly",
+    "check",
+    "gather",
+    "hint",
+    "is_cached",
+    "scratch_bytes",
+]
 
 PIECE_VALUES = 1 << 16
 """Values that are widened at once: a piece as stored and widened stays in the processor's own cache."""
@@ -392,6 +401,39 @@ def hint(backend: Backend, ranges: Ranges, *, is_checked: bool = False) -> None:
         first, n = int(firsts[number]), int(n_bytes[number])
         if n:  # no bytes would mean: up to the end of the file
             os.posix_fadvise(files[number].descriptor, first, n, os.POSIX_FADV_WILLNEED)
+
+
+def is_cached(backend: Backend, ranges: Ranges) -> bool:
+    """Look whether the middle of the first range is in the page cache, without waiting for a disk.
+
+    Parameters
+    ----------
+    backend
+        Has the samples.
+    ranges
+        At least one.
+
+    Returns
+    -------
+    bool
+        False also where the system cannot say.
+
+    Raises
+    ------
+    StoreDamaged
+        If a file is missing.
+    """
+    files = backend.files([ranges.first])
+    if files is None or not hasattr(os, "RWF_NOWAIT"):
+        return False
+    middle = int(ranges.start[0]) + int(ranges.length[0]) // 2
+    try:
+        n_read = os.preadv(
+            files[0].descriptor, [bytearray(1)], middle * ranges.first.grid.sample_bytes, os.RWF_NOWAIT
+        )
+    except OSError:  # it would have to wait, or the file system has no such question
+        return False
+    return n_read == 1
 
 
 def _whole_blocks(ranges: Ranges) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -40,6 +40,17 @@ class Located:
     i_window_in_trial: NDArray[np.int64]
     """(window,) number of the window within its trial, refused ones counted."""
 
+    def between(self, begin: int, end: int) -> Located:
+        """Give windows [begin, end)."""
+        some = slice(begin, end)
+        return Located(
+            self.recording[some],
+            {name: start[some] for name, start in self.starts.items()},
+            {name: length[some] for name, length in self.lengths.items()},
+            self.anchor_s[some],
+            self.i_window_in_trial[some],
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trials:

@@ -216,12 +216,12 @@ class WindowIndex:
             If a number is not of this index.
         """
         checked = self._checked(numbers)
-        values, rows = self.computed, checked
-        if values is None:
-            values, rows = self.stretches.targets, self.stretches.find(checked)[0]
-        if values is None:
+        if self.computed is not None:
+            found = self.computed[checked]
+        elif self.stretches.targets is not None:
+            found = self.stretches.targets[self.stretches.find(checked)[0]]
+        else:
             return None
-        found = values[rows]
         return found.astype(np.int64) if self.classes else found.astype(np.float32, copy=False)
 
     def column(self, name: str) -> Column:
