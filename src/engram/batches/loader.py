@@ -279,9 +279,10 @@ ENOUGH_HITS = 256
 
 @dataclass(slots=True)
 class CacheHits:
-    """How many windows in a row were found in the page cache, of one that is looked at per batch."""
+    """What is known of the page cache."""
 
     n: int = 0
+    """Windows in a row that it had, of one that is looked at per batch."""
 
 
 @dataclass(frozen=True, slots=True)
