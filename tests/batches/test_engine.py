@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
 from threading import Event, Thread
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -442,6 +443,18 @@ def test_the_kernel_is_asked_for_some_batches_ahead(range_bytes: list[int], n_th
     assert max(each) < AHEAD_BYTES + max(range_bytes) + (n_threads - 1) * of_batch
     assert max(each) <= (AHEAD_BATCHES + 1) * of_batch + n_threads * of_batch
     assert n_threads > 1 or min(each) >= 0
+
+
+def test_a_thread_gives_way_where_enough_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The consumer has just begun its step; who has but one batch ready is not kept waiting."""
+    waits: list[float] = []
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=waits.append))
+    assert read(make(20, n_slots=2, n_threads=1)) == list(range(20))
+    assert not waits
+    monkeypatch.setattr(module, "ENOUGH_READY", 0)  # as if there always were
+    assert read(make(20, n_slots=2, n_threads=1)) == list(range(20))
+    assert len(waits) >= 20
+    assert set(waits) == {2e-3}
 
 
 def test_a_dropped_batch_makes_room_for_whoever_waits(monkeypatch: pytest.MonkeyPatch) -> None:

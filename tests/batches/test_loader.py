@@ -725,6 +725,8 @@ def test_the_kernel_is_asked_until_it_has_everything(
     assert [asked_in_a_pass(checking) for _ in range(3)] == [10, 10, 10]
     past = Loader(windows, windows.order(12), budget=Budget.of("100 MB"), is_direct=True)
     assert asked_in_a_pass(past) == 0
+    with pytest.raises(InputError, match="check='crc' reads through the page cache"):
+        Loader(windows, windows.order(12), check="crc", is_direct=True)
 
 
 def test_what_windows_share_is_left_to_the_page_cache(

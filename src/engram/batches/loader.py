@@ -66,8 +66,8 @@ class Loader:
         This process's number among those that share every batch, and how many there are: rank r
         gets rows r, r + world, ... of each batch.
     is_direct
-        Whether windows are read past the page cache; None: where they are far more than memory leaves, and
-        it can be done.
+        Whether windows are read past the page cache, which ``check`` cannot be; None: where they are far
+        more than memory leaves, and it can be done.
 
     Raises
     ------
@@ -116,6 +116,8 @@ class Loader:
     ) -> None:
         check_place(windows, order, rank, world)
         check_settings(dtype, check, threads)
+        if is_direct and check is not None:
+            raise InputError(f"check={check!r} reads through the page cache. Leave is_direct out.")
         self.windows = windows
         """What is read."""
         self.order = order
@@ -282,7 +284,7 @@ class CacheHits:
     """What is known of the page cache."""
 
     n: int = 0
-    """Windows in a row that it had, of one that is looked at per batch."""
+    """Windows in a row that it had; one is looked at in each piece of a batch that is read at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,7 +223,7 @@ class Windows:
             If there is no such window, or windows differ in channels.
         """
         given = np.asarray(numbers)
-        return next(self.find_each([given], [len(given) if n_global is None else n_global], dtype=dtype))
+        return next(self.find_each([given], [given.size if n_global is None else n_global], dtype=dtype))
 
     def find_each(
         self,
@@ -246,9 +246,10 @@ class Windows:
         Raises
         ------
         InputError
-            If there is no such window, or windows of one batch differ in channels: in its turn.
+            If there is no such window: at the first batch; or windows of one batch differ in channels: at
+            that one.
         """
-        located, begin = self.index.locate(np.concatenate(batches)), 0
+        located, begin = self.index.locate(np.concatenate(batches) if len(batches) > 1 else batches[0]), 0
         for numbers, n_of_all in zip(batches, n_global, strict=True):
             of_batch, begin = located.between(begin, begin + len(numbers)), begin + len(numbers)
             signals = {
