@@ -624,7 +624,7 @@ def test_a_hint_changes_nothing_but_speed(corpus: Corpus, *, way: Way) -> None:
 
 
 def test_what_the_page_cache_holds_is_known(files: Files) -> None:
-    """The middle of the first range; nothing is read from a disk to find out, and no range is too short."""
+    """The middle of the first range, without waiting for a disk; no range is too short."""
     part = files.add("cached", values_of("uint8", 1 << 14, (1 << 8,)))  # 4 MiB
     backend = files.open()
     path = files.root / part.file

@@ -44,7 +44,7 @@ steady disk faster, and leave the processor's caches: 8 took a fifth more proces
 ENOUGH_READY, _GIVE_WAY_S = 2, 2e-3
 """Where so many batches are ready, a thread that is given memory back waits before it fills it. The
 memory comes back in the moment in which the consumer begins its next step, and has most to do in Python:
-without the wait a step of 20 ms took 3.6 % longer than from RAM, with it 0.4 %."""
+without the wait a step of 20 ms took 3.6 % longer than from RAM, with it 0.6 %."""
 
 
 class Source(Protocol):
