@@ -451,7 +451,7 @@ def test_a_thread_gives_way_where_enough_is_ready(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "time", SimpleNamespace(sleep=waits.append))
     assert read(make(20, n_slots=2, n_threads=1)) == list(range(20))
     assert not waits
-    monkeypatch.setattr(module, "ENOUGH_READY", 0)  # as if there always were
+    monkeypatch.setattr(module, "_ENOUGH_READY", 0)  # as if there always were
     assert read(make(20, n_slots=2, n_threads=1)) == list(range(20))
     assert len(waits) >= 20
     assert set(waits) == {2e-3}

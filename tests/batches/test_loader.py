@@ -703,7 +703,7 @@ def test_the_kernel_is_asked_until_it_has_everything(
     """Not again, from pass to pass, until a window is missing; always where whole blocks are compared."""
     asked: list[int] = []
     monkeypatch.setattr(loader_module, "hint", lambda backend, ranges, **_: asked.append(len(ranges)))
-    monkeypatch.setattr(loader_module, "ENOUGH_HITS", 12)
+    monkeypatch.setattr(loader_module, "_ENOUGH_HITS", 12)
     found = True
     monkeypatch.setattr(loader_module, "is_cached", lambda backend, ranges: found)
 

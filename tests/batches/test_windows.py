@@ -151,7 +151,7 @@ def test_no_windows_give_tensors_of_no_rows(trials: Store) -> None:
     assert empty.n_global == 7
 
 
-@pytest.mark.parametrize("numbers", [[-1], [10_000], [[0, 1]], [0.5], [True, False]])
+@pytest.mark.parametrize("numbers", [[-1], [10_000], [[0, 1]], 3, [0.5], [True, False]])
 def test_windows_that_there_are_not_are_refused(trials: Store, numbers: Any) -> None:
     """Numbers outside the index, or not in a row, are an InputError."""
     with pytest.raises(InputError):

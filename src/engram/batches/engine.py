@@ -40,8 +40,7 @@ SPARE_SLOTS = 2
 """Batches in a ring beside those in work: one in the consumer's hands, one ready. More do not make a
 steady disk faster, and leave the processor's caches: 8 took a fifth more processor time than 3."""
 
-
-ENOUGH_READY, _GIVE_WAY_S = 2, 2e-3
+_ENOUGH_READY, _GIVE_WAY_S = 2, 2e-3
 """Where so many batches are ready, a thread that is given memory back waits before it fills it. The
 memory comes back in the moment in which the consumer begins its next step, and has most to do in Python:
 without the wait a step of 20 ms took 3.6 % longer than from RAM, with it 0.6 %."""
@@ -231,7 +230,7 @@ class _Crew:
 
     def _work(self) -> None:
         while (slot := self._free.get()) is not None:
-            if self._done.qsize() >= ENOUGH_READY:
+            if self._done.qsize() >= _ENOUGH_READY:
                 time.sleep(_GIVE_WAY_S)
             if not self._fill_next(slot):
                 return

@@ -275,7 +275,7 @@ def check_settings(dtype: Dtype | None, check: Check | None, threads: int | None
         raise InputError(f"{threads} threads read nothing. Use threads=1 or more.")
 
 
-ENOUGH_HITS = 256
+_ENOUGH_HITS = 256
 """Windows that have to be found in the page cache in a row: where one in fifty is not, that is rare."""
 
 
@@ -321,9 +321,9 @@ class Share:
         backend = self.windows.store.backend
         if self.is_direct:
             return
-        # Asking for what is there already takes a tenth of all the processor time.
+        # Asking for what is there already takes a sixteenth of all the processor time.
         self.hits.n = self.hits.n + 1 if self.check is None and is_cached(backend, ranges) else 0
-        if self.hits.n <= ENOUGH_HITS:
+        if self.hits.n <= _ENOUGH_HITS:
             hint(backend, ranges, is_checked=self.check is not None)
 
     def fill(self, reads: Reads, buffer: NDArray[np.uint8], progress: Callable[[Ranges], None]) -> Batch:
