@@ -245,7 +245,7 @@ def test_an_order_of_other_windows_is_refused(windows: Windows) -> None:
 @given(
     kind=st.sampled_from(["trials", "sentences", "stimulus"]),
     batch_size=st.integers(1, 40),
-    memory=st.sampled_from(["4 MB", "20 MB", "500 MB"]),
+    memory=st.sampled_from(["16 MB", "32 MB", "500 MB"]),
     threads=st.integers(1, 5),
     check=st.sampled_from([None, "crc"]),
 )
@@ -288,7 +288,8 @@ def test_ranks_and_workers_share_one_order_from_any_place(windows: Windows, worl
     assert len(expected[-1]) == 1
     share: dict[str, Any] = {"batch_size": 7, "mode": "shuffled", "drop_last": False, "world": world}
     for rank in range(world):
-        for memory, threads, first in (("45 kB", 3, 0), ("1 MB", 3, 5), ("2 GB", 1, len(expected) - 1)):
+        for left, threads, first in ((45_000, 3, 0), (10**6, 3, 5), (2 * 10**9, 1, len(expected) - 1)):
+            memory = windows.tables_bytes + left
             loader = windows.loader(memory=memory, threads=threads, rank=rank, **share)
             state = Cursor(order.fingerprint, epoch=1, n_batches=first).to_dict()
             loader.load_state_dict(json.loads(json.dumps(state)))
@@ -505,6 +506,7 @@ def test_a_budget_lists_what_the_loader_holds(windows: Windows) -> None:
     batch: Batch = next(iter(loader))
 
     assert list(lines) == [
+        "tables of the store",
         "index of windows",
         "order",
         "windows looked up ahead",
@@ -513,46 +515,51 @@ def test_a_budget_lists_what_the_loader_holds(windows: Windows) -> None:
     ]
     assert lines["index of windows"] == windows.index.n_bytes
     assert lines["order"] == loader.order.n_bytes > 4 * len(windows)
-    # A target may take 8 bytes, and takes 4 here.
-    assert lines["3 batches of 32 windows"] == 3 * (batch.n_bytes + 4 * 32)
+    # A target may take 8 bytes, and takes 4 here; a page of 4 KiB has an entry of 8 bytes in a table.
+    n_bytes = batch.n_bytes + 4 * 32
+    assert lines["3 batches of 32 windows"] == 3 * (n_bytes + n_bytes // 512)
+    assert lines["tables of the store"] == windows.tables_bytes > 2 * windows.index.tables.n_bytes
 
 
 def test_what_the_process_holds_counts_where_all_there_is_is_shared(
     windows: Windows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without ``memory``, what the process holds is a line, of which index and order are a part."""
+    """Without ``memory``, what the process holds is a line, of which tables, index and order are a part."""
     _hold(100 << 20, monkeypatch)
     lines = {line.name: line.n_bytes for line in windows.loader(32).budget.spendings}
-    assert lines["this process"] + lines["index of windows"] + lines["order"] == 100 << 20
+    own = ("tables of the store", "index of windows", "order")
+    assert lines["this process"] + sum(lines[name] for name in own) == 100 << 20
 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_what_does_not_fit_names_the_batch_size_that_does(windows: Windows, world: int) -> None:
     """The remedy can be followed: the batch size named fits, one more window per rank does not."""
+    memory = windows.tables_bytes + (76 << 10)
     with pytest.raises(DoesNotFit, match=f"2 batches of {120 // world} windows") as caught:
-        windows.loader(120, memory="76 KiB", world=world)
+        windows.loader(120, memory=memory, world=world)
     found = re.search(r"Use batch_size=(\d+) or less", str(caught.value))
     assert found is not None
     batch_size = int(found[1])
 
     assert 0 < batch_size < 120
-    assert caught.value.needed_bytes > caught.value.allowed_bytes == 76 << 10
-    windows.loader(batch_size, memory="76 KiB", world=world)
+    assert caught.value.needed_bytes > caught.value.allowed_bytes == memory
+    windows.loader(batch_size, memory=memory, world=world)
     with pytest.raises(DoesNotFit):
-        windows.loader(batch_size + 1, memory="76 KiB", world=world)
+        windows.loader(batch_size + 1, memory=memory, world=world)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    memory=st.integers(6_000, 250_000),
+    left=st.integers(6_000, 250_000),
     world=st.integers(1, 3),
     dtype=st.sampled_from([None, "bfloat16"]),
     check=st.sampled_from([None, "crc"]),
 )
 def test_the_batch_size_that_is_named_fits_exactly(
-    windows: Windows, memory: int, world: int, dtype: Any, check: Any
+    windows: Windows, left: int, world: int, dtype: Any, check: Any
 ) -> None:
     """Over budgets, ranks, dtypes and checks: it fits, one window more does not."""
+    memory = windows.tables_bytes + left
 
     def fits(batch_size: int) -> bool:
         try:
@@ -641,7 +648,7 @@ def assert_holds(loader: Loader) -> dict[str, int]:
         loader.check is None and loader_module._is_cache_useless(loader.windows, loader.order)
     )
     numbers_of(loader)  # files and tables are open
-    held = {"index of windows", "order", "checksums", "scales of int16"}
+    held = {"tables of the store", "index of windows", "order", "checksums", "scales of int16"}
     lines = {line.name: line.n_bytes for line in loader.budget.spendings if line.name not in held}
 
     gc.collect()
@@ -713,7 +720,7 @@ def test_the_kernel_is_asked_until_it_has_everything(
             assert len(batch) == 12
         return len(asked)
 
-    loader = windows.loader(12, mode="shuffled", memory="1 MB")
+    loader = windows.loader(12, mode="shuffled", memory="20 MB")
     assert len(loader) == 10
     assert [asked_in_a_pass(loader) for _ in range(3)] == [10, 2, 0]
     found = False
@@ -721,7 +728,7 @@ def test_the_kernel_is_asked_until_it_has_everything(
     found = True
     assert [asked_in_a_pass(loader) for _ in range(3)] == [10, 2, 0]
 
-    checking = windows.loader(12, mode="shuffled", memory="1 MB", check="crc")
+    checking = windows.loader(12, mode="shuffled", memory="20 MB", check="crc")
     assert [asked_in_a_pass(checking) for _ in range(3)] == [10, 10, 10]
     past = Loader(windows, windows.order(12), budget=Budget.of("100 MB"), is_direct=True)
     assert asked_in_a_pass(past) == 0

@@ -300,8 +300,8 @@ def test_recordings_may_show_one_or_several_images_at_once(tmp_path: Path) -> No
 def test_scales_of_int16_are_counted(kinds: Store, trials: Store) -> None:
     """Where values are read with them, those of all recordings; where none is, nothing is read."""
     windows = kinds.windows(FixedWindows(signal="eeg", where={"subject": ("sentence-0", "sentence-3")}))
-    of_channel = 8 + 8  # a scale and an offset
-    assert windows.scales_bytes == 2 * 8 * of_channel  # the store has two recordings of int16
+    of_channel, objects = 8 + 8, 1000  # a scale and an offset; what Python holds of two arrays
+    assert windows.scales_bytes == 2 * (8 * of_channel + objects)  # the store has two recordings of int16
     assert trials.windows(TRIALS).scales_bytes == 0
 
 

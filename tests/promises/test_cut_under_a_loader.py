@@ -262,7 +262,7 @@ def test_a_flipped_byte_is_found_by_who_checks(path: Path, expected: list[bytes]
     # Batches of 500 samples; the block begins in batch 11.
     first = 8 + block * grid.block_samples // (100 * BATCH_SIZE)
 
-    found, error = passing(path, after(2, flip), check="crc", threads=threads, memory="2 MB")
+    found, error = passing(path, after(2, flip), check="crc", threads=threads, memory="14 MB")
     assert found == expected[:first]
     assert error.startswith(f"Block {block} of {file.relative_to(path)} (samples ")
     assert error.endswith("is not what was written. Run engram verify.")

@@ -345,14 +345,15 @@ def shared_budget(memory: int | str | None, windows: Windows, order: Order) -> B
     memory
         What the tree may hold, as bytes or text such as ``"2 GB"``; None: 80 % of what there is.
     windows, order
-        Of the loader: they are held already, and are lines of its own.
+        Of the loader: they and the store's tables are held already, and are lines of its own.
 
     Raises
     ------
     DoesNotFit
         If the process holds more than that without a loader.
     """
-    held_bytes = read_usage().unreclaimable_bytes - windows.index.n_bytes - order.n_bytes
+    own_bytes = windows.tables_bytes + windows.index.n_bytes + order.n_bytes
+    held_bytes = read_usage().unreclaimable_bytes - own_bytes
     return Budget.of(memory).spend("this process", max(0, held_bytes))
 
 
@@ -367,13 +368,14 @@ def _plan(loader: Loader, budget: Budget, threads: int | None) -> tuple[Sizes, B
     scratch_bytes = windows.scratch_bytes(
         loader.dtype, is_checked=loader.check is not None, is_direct=loader.is_direct
     )
-    held = {"index of windows": windows.index.n_bytes, "order": order.n_bytes}
+    held = {"tables of the store": windows.tables_bytes}
+    held |= {"index of windows": windows.index.n_bytes, "order": order.n_bytes}
     if loader.check is not None:
         held["checksums"] = sum(checksums.nbytes for checksums in windows.store.checksums.values())
     if scales_bytes := windows.scales_bytes:
         held["scales of int16"] = scales_bytes
     left_bytes = budget.left_bytes - sum(held.values()) - AHEAD_BATCHES * n_rows * found_bytes
-    of_slot = slot_bytes + n_rows * row_bytes
+    of_slot = _with_pages(slot_bytes + n_rows * row_bytes)
     # Past the page cache two at least: while one waits for its last windows, the other's are read.
     n_threads = threads or max(1 + loader.is_direct, min(4, _count_cores()))
     while (n_slots := (left_bytes - n_threads * scratch_bytes) // of_slot) <= n_threads and n_threads > 1:
@@ -386,7 +388,7 @@ def _plan(loader: Loader, budget: Budget, threads: int | None) -> tuple[Sizes, B
 
         def needed_bytes(n: int) -> int:
             signals_bytes = windows.batch_bytes(n, loader.dtype)
-            return AHEAD_BATCHES * n * found_bytes + 2 * (signals_bytes + n * row_bytes)
+            return AHEAD_BATCHES * n * found_bytes + 2 * _with_pages(signals_bytes + n * row_bytes)
 
         for_rows = left_bytes + AHEAD_BATCHES * n_rows * found_bytes - scratch_bytes
         n_fitting = bisect_right(range(1, n_rows), for_rows, key=needed_bytes)
@@ -394,6 +396,11 @@ def _plan(loader: Loader, budget: Budget, threads: int | None) -> tuple[Sizes, B
     for name, n_bytes in held.items():
         budget = budget.spend(name, n_bytes)
     return sizes, budget
+
+
+def _with_pages(n_bytes: int) -> int:
+    """Count the page table's entries too: 8 bytes for a page of 4 KiB."""
+    return n_bytes + n_bytes // 512
 
 
 def _count_cores() -> int:

@@ -65,6 +65,12 @@ _LARGE_BYTES, _N_LOOKED_AT = 32 << 10, 512
 """A piece that is worth reading alone: past the page cache whole blocks of 4 KiB are read, an eighth of so
 much for nothing. And how many windows are looked at for what they share."""
 
+_TABLES_BYTES = 12_000_000, 2, 1_500
+"""What the tables of a store take: what Arrow's allocator and a handful of threads hold, however small they
+are; a byte of a table twice, with what malloc keeps of working windows out; Python's objects of one signal of
+one recording. Measured: 5 MB of two recordings, 16 of a hundred thousand events of 200 recordings, 114 of a
+million of 27,000 (``benchmarks/memory.py``)."""
+
 
 class Windows:
     """Windows of a store.
@@ -385,7 +391,7 @@ class Windows:
         Raises
         ------
         DoesNotFit
-            If index, order and two batches take more than ``memory``.
+            If the store's tables, index, order and two batches take more than ``memory``.
         InputError
             If a value is out of range.
         """
@@ -624,6 +630,12 @@ class Windows:
         """Try whether windows can be read past the page cache here."""
         (stored, *_) = self._forms(self.index.spec.signal)
         return can_gather_directly(self.store.backend, stored.extent.part)
+
+    @property
+    def tables_bytes(self) -> int:
+        """Predict what the process holds of the store's tables, with what reads them, beside its imports."""
+        at_least, of_table, of_row = _TABLES_BYTES
+        return at_least + of_table * self.index.tables.n_bytes + of_row * self.store.signals.num_rows
 
     @property
     def scales_bytes(self) -> int:
