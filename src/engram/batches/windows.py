@@ -635,7 +635,7 @@ class Windows:
     def tables_bytes(self) -> int:
         """Predict what the process holds of the store's tables, with what reads them, beside its imports."""
         at_least, of_table, of_row = _TABLES_BYTES
-        return at_least + of_table * self.index.tables.n_bytes + of_row * self.store.signals.num_rows
+        return at_least + of_table * self.index.tables.n_bytes + of_row * int(self.store.signals.num_rows)
 
     @property
     def scales_bytes(self) -> int:
