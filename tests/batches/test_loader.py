@@ -35,7 +35,7 @@ from engram.recordings.recording import Events
 from engram.store.reader import Store
 from engram.windows.order import Cursor, Mode
 from engram.windows.spec import EventWindows, FixedWindows, Span
-from engram.windows.targets import RecordingColumn, SignalTarget
+from engram.windows.targets import RecordingColumn, SignalTarget, TimeTo
 
 SPEC = FixedWindows(signal="eeg", window_size_s=0.5)
 SENTENCES = FixedWindows(signal="eeg", where={"subject": tuple(f"sentence-{i}" for i in range(7))})
@@ -120,6 +120,61 @@ def test_batches_hold_what_their_windows_are(windows: Windows) -> None:
         assert same.y is not None
         assert torch.equal(batch.y, same.y)
         assert batch.n_global == (20 if len(batch) < 10 else 50)
+
+
+def test_crops_and_shifts_are_drawn_of_seed_epoch_and_window(trials: Store) -> None:
+    """In whichever batch, rank and thread; a loader that does not draw gives the middles."""
+    spec = FixedWindows(signal="eeg", window_size_samples=100, crop_samples=40, shift_samples=5)
+    windows = trials.windows(spec)
+    assert windows.n_times == 40
+    assert windows.batch_bytes(3) == 3 * 4 * 40 * 4
+    recordings = windows.index.tables.ids
+
+    def expected(number: int, offset: int) -> Any:
+        whole = windows.index.locate([number])
+        start = int(whole.starts["eeg"][0]) + offset
+        return trials.read(recordings[whole.recording[0]], "eeg", start, start + 40).T
+
+    seen: dict[int, int] = {}
+    for world, threads, batch_size in ((1, 2, 7), (3, 1, 12)):
+        for rank in range(world):
+            loader = windows.loader(
+                batch_size,
+                mode="shuffled",
+                seed=5,
+                drop_last=False,
+                rank=rank,
+                world=world,
+                threads=threads,
+                is_drawn=True,
+            )
+            loader.set_epoch(2)
+            for batch in loader:
+                offsets = windows.index.draw(batch.numbers.numpy(), 5, 2)
+                for number, offset, x in zip(batch.numbers.tolist(), offsets.tolist(), batch.X, strict=True):
+                    assert np.array_equal(x.numpy(), expected(number, offset))
+                    assert seen.setdefault(number, offset) == offset
+    assert len(seen) == len(windows)
+    assert len(set(seen.values())) > 20
+    for batch in windows.loader(7, mode="shuffled", seed=5):
+        for number, x in zip(batch.numbers.tolist(), batch.X, strict=True):
+            assert np.array_equal(x.numpy(), expected(number, 30))
+
+
+def test_a_shift_is_taken_from_a_time(trials: Store) -> None:
+    """From the window to the answer: later windows are nearer to it, by as much as they are later."""
+    spec = EventWindows(signal="eeg", anchor=("left",), trial_duration_s=0.5, shift_samples=9)
+    windows = trials.windows(spec, TimeTo(("right",)))
+    assert len(windows) > 8
+    order: dict[str, Any] = {"batch_size": 7, "mode": "shuffled", "seed": 3, "drop_last": False}
+    moved_s: list[float] = []
+    for drawn, still in zip(windows.loader(**order, is_drawn=True), windows.loader(**order), strict=True):
+        late_s = windows.index.draw(drawn.numbers.numpy(), 3, 0) / 100.0
+        assert drawn.y is not None
+        assert still.y is not None
+        np.testing.assert_allclose((still.y - drawn.y)[:, 0], late_s, atol=1e-6)
+        moved_s += late_s.tolist()
+    assert len(set(moved_s)) > 5
 
 
 def test_epochs_differ_and_come_again(windows: Windows) -> None:

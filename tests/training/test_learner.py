@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -129,6 +130,34 @@ def test_a_step_is_that_of_a_plain_loop() -> None:
         nn.utils.clip_grad_norm_(plain.parameters(), 0.3)
         optimizer.step()
     assert difference(network, plain) < 1e-6
+
+
+@pytest.mark.parametrize("changed", [{"noise": 2.0}, {"channel_dropout": 0.4}, {"time_mask_samples": 6}])
+def test_windows_are_changed_in_training_alike_in_every_batch(changed: dict[str, Any]) -> None:
+    """By seed, epoch and window: in accumulated batches as in a large one; never where they are scored."""
+    small, large, plain = Small(), Small(), Small()
+    settings = {"optimizer": "sgd", "learning_rate": 0.02}
+    learner = train_epoch(small, FitSettings(batch_size=5, accumulate=4, **settings, **changed))  # type: ignore[arg-type] # as below
+    train_epoch(large, FitSettings(batch_size=20, **settings, **changed))  # type: ignore[arg-type] # as below
+    train_epoch(plain, FitSettings(batch_size=20, **settings))  # type: ignore[arg-type] # one dict of several types
+    assert difference(small, large) < 2e-6
+    assert difference(large, plain) > 1e-4
+    batch = make_batch([3, 1])
+    with torch.no_grad():
+        assert torch.equal(learner.evaluate(batch)[0], small(X[[3, 1]]))
+
+
+def test_noise_does_not_reach_behind_a_shorter_window() -> None:
+    """Zeros that fill a batch up stay zeros, as they are where windows are scored."""
+    settings = FitSettings(noise=2.0, batch_size=2)
+    learner = Learner(
+        Evaluator(Small(), settings), settings, Order.of("index", 40, 2, mode="shuffled", drop_last=False)
+    )
+    padded = replace(make_batch([3, 1]), lengths={"eeg": torch.tensor([8, 5])})
+    changed = learner._transformed(padded).signals["eeg"]
+    assert not changed[1, :, 5:].any()
+    assert changed[1, :, :5].all()
+    assert changed[0].all()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

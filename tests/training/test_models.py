@@ -20,13 +20,16 @@ from engram.preparation.ingest import prepare
 from engram.recordings.objects import ArrayRecording, ArraySignal, ArraySource
 from engram.recordings.recording import Channel
 from engram.store.reader import Store
+from engram.testing.trials import make_trials
 from engram.training import models
 from engram.training.metrics import score_predictions
 from engram.training.models import RidgeSettings, build_model, fit_ridge, model_names
+from engram.training.networks import ChannelScaling, ShiftedMean
+from engram.training.settings import Framing
 from engram.units import format_bytes
-from engram.windows.spec import FixedWindows, Span
+from engram.windows.spec import EventWindows, FixedWindows, Span
 from engram.windows.splits import Side, Split
-from engram.windows.targets import SignalTarget
+from engram.windows.targets import RecordingColumn, SignalTarget, TimeTo
 
 RATE_HZ = 100.0
 Maker = Callable[[ArraySource], Store]
@@ -108,6 +111,55 @@ def test_windows_too_short_for_a_network_are_refused_by_their_size(make: Maker, 
     assert caught.value.__cause__ is not None
 
 
+OWN = ["BandPowerNet", "MultiScaleNet", "PatchAttentionNet", "TimeLocalizer"]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_engrams_own_networks_are_built_by_name_too(make: Maker, name: str) -> None:
+    """With arguments by keyword, and refused in the same words."""
+    windows = two_windows(make, 5, 100)
+    model = build_model(name, windows, {"drop_prob": 0.125})
+    assert model(windows.read([0, 1]).X).shape == (2, 1)
+    assert any(isinstance(part, torch.nn.Dropout) and part.p == 0.125 for part in model.modules())
+    assert name in model_names()
+    with pytest.raises(InputError, match=f"{name} has no argument 'drop_prop'. Did you mean 'drop_prob'"):
+        build_model(name, windows, {"drop_prop": 0.1})
+
+
+def test_layers_before_and_behind_are_a_part_of_the_network(make: Maker) -> None:
+    """Scales and the mean target are of the training windows, and are loaded with the weights."""
+    windows = two_windows(make, 5, 200)
+    framing = Framing(scaling="channel", downsample=2, reach=0.25, test_shifts=(-1, 0, 1))
+    model = build_model("MultiScaleNet", windows, {"n_blocks": 6}, framing=framing)
+    x = windows.read([0, 1]).signals["eeg"]
+    scaling = next(part for part in model.modules() if isinstance(part, ChannelScaling))
+    low, middle, high = np.percentile(x.numpy(), (25, 50, 75), axis=(0, 2))
+    np.testing.assert_allclose(scaling.center[:, 0], middle, rtol=1e-6)
+    np.testing.assert_allclose(scaling.scale[:, 0], high - low, rtol=1e-6)
+    out = model.eval()(x)
+    assert (out - 1.0).abs().max() <= 0.25
+    again = build_model("MultiScaleNet", windows, {"n_blocks": 6}, framing=framing, has_constants=False)
+    assert not torch.equal(again.eval()(x), out)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.eval()(x), out)
+    with pytest.raises(InputError, match=r"5 channels and 200 samples at 100 Hz.*halved 7 times"):
+        build_model("MultiScaleNet", windows, {"n_blocks": 7}, framing=framing)
+    with pytest.raises(InputError, match=r"reach=0\.25 is for regression"):
+        build_model("MultiScaleNet", windows.with_targets([0, 1], ["a", "b"]), {}, framing=framing)
+
+
+def test_a_shift_of_a_window_is_taken_from_a_time(make: Maker) -> None:
+    """Where the target is the time to an event; any other does not move with the window."""
+    store = make(make_trials(2, 5))
+    spec = EventWindows(signal="eeg", anchor=("square",), trial_duration_s=1.0)
+    for target, moved_s in ((TimeTo(("rt",)), 0.01), (RecordingColumn("age"), 0.0)):
+        model = build_model(
+            "TimeLocalizer", store.windows(spec, target), {}, framing=Framing(test_shifts=(0, 5))
+        )
+        assert isinstance(model, ShiftedMean)
+        assert float(model.seconds_per_sample) == pytest.approx(moved_s)
+
+
 def test_a_class_is_an_output(make: Maker) -> None:
     """For classification a network has one output per class."""
     windows = two_windows(make, 4, 200).with_targets([2, 0], classes=["a", "b", "c"])
@@ -152,7 +204,7 @@ def test_positions_of_channels_reach_networks_that_read_them(make: Maker) -> Non
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
-        ("eegnex", {}, "no model 'eegnex' in braindecode. Did you mean 'EEGNeX'"),
+        ("eegnex", {}, "no model 'eegnex'. Did you mean 'EEGNeX'"),
         ("EEGModuleMixin", {}, "no model 'EEGModuleMixin'"),
         ("my_module.Net", {}, "Use one of: ATCNet"),
         ("EEGNeX", {"dropprob": 0.1}, "EEGNeX has no argument 'dropprob'. Did you mean 'drop_prob'"),

@@ -103,7 +103,10 @@ def test_changes_replace_fields_by_their_dotted_names(path: Path) -> None:
         ),
         (
             {"model.colour": 1},
-            "model.colour is no field of a recipe. Use one of arguments, baselines, name, or remove it.",
+            (
+                "model.colour is no field of a recipe. "
+                "Use one of arguments, baselines, framing, name, or remove it."
+            ),
         ),
         (
             {"windows.events.beside": [{"signal": "x", "offst": 1}]},

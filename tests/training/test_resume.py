@@ -119,6 +119,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "one recording per batch": {"mode": "groups", "by": "recording"},
     "balanced": {"mode": "balanced", "by": "group"},
     "few checkpoints": {"checkpoint_every_steps": 3},
+    "noise, dropped channels, masks": {"noise": 3.0, "channel_dropout": 0.3, "time_mask_samples": 12},
 }
 
 

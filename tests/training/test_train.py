@@ -108,6 +108,34 @@ def test_another_seed_begins_with_other_weights(corpus: Path, tmp_path: Path) ->
     assert any(not torch.equal(one[name], two[name]) for name in one if "weight" in name)
 
 
+def test_what_stands_about_the_network_is_kept_with_it(corpus: Path, tmp_path: Path) -> None:
+    """Scaling, downsampling, bounds, shifts: the same scores when loaded."""
+    recipe = make_recipe(
+        corpus / "store",
+        windows={
+            "events": {
+                "signal": "eeg", "anchor": ["square"], "trial_duration_s": 1.0, "shift_s": 0.05
+            }
+        },
+        model={
+            "name": "TimeLocalizer",
+            "arguments": {"n_filters": 4, "n_blocks": 2},
+            "framing": {"scaling": "channel", "downsample": 2, "reach": 0.5, "test_shifts": [-4, 0, 4]},
+        },
+        training={
+            "epochs": 2, "batch_size": 16, "learning_rate": 0.01, "accelerator": "cpu",
+            "noise": 1.0, "channel_dropout": 0.1, "time_mask_samples": 10,
+        },
+    )  # fmt: skip
+    ledger = train(recipe, tmp_path / "training").ledger
+    found = evaluate(tmp_path / "training", side="test")
+    expected = [s.value for s in ledger.scores if s.model == "network" and s.side == "test"]
+    np.testing.assert_allclose([score.value for score in found.scores], expected, rtol=1e-5)
+    predicted = predict_windows(tmp_path / "training", corpus / "store").predictions
+    told = pq.read_table(tmp_path / "training" / "predictions.parquet")
+    assert len(predicted) >= len(told)
+
+
 @pytest.mark.parametrize("side", ["valid", "test"])
 def test_evaluating_again_gives_the_scores_and_predictions_of_the_training(corpus: Path, side: str) -> None:
     """The weights that were scored are those that are kept."""

@@ -67,12 +67,42 @@ def test_only_recordings_that_are_asked_for_are_counted() -> None:
     assert refusals == [WindowRefusal("c", "no events", 0, "it has no event square")]
 
 
+def test_recordings_that_are_to_be_left_out_are_refused_and_counted() -> None:
+    """They have no say in what is commonest; who is named and not there is no mistake."""
+    six = ToySignal(form="6 channels, float16")
+    tables = make_tables(
+        {"a": {"eeg": six}, "b": {"eeg": six}, "c": {"eeg": ToySignal()}},
+        fields={"a": {"subject": "A"}, "b": {"subject": "B"}, "c": {}},
+    )
+    spec = replace(WHOLE, excluding={"subject": ("A", "B", "Z")})
+    index = build_index(tables, spec)
+    assert index.counts() == {"excluded": 2}
+    assert index.refusals[0] == WindowRefusal("a", "excluded", 0, "its subject is 'A'")
+    assert {index.tables.ids[i] for i in index.recordings.tolist()} == {"c"}
+
+
+def test_anchors_that_are_no_trials_are_counted() -> None:
+    """Before the first dividing event, after another anchor between two, and after the last."""
+    rows = [(0.5, "go"), (1.0, "start"), (1.5, "go"), (2.0, "go"), (3.0, "start"), (4.0, "go")]
+    events = {"a": [{"onset_s": onset_s, "description": name} for onset_s, name in rows]}
+    tables = make_tables({"a": {"eeg": ToySignal()}}, events)
+    spec = EventWindows(signal="eeg", anchor=("go",), trial_duration_s=1.0, first_between=("start",))
+    index = build_index(tables, spec)
+    assert index.locate([0]).anchor_s.tolist() == [1.5]
+    said = (
+        "its event is not the first of its kind between two that divide the recording, the first at 0.500 s"
+    )
+    assert index.refusals == (WindowRefusal("a", "no trial", 3, said),)
+    assert index.column("trial").values == ("0",)
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
         (FixedWindows(signal="meg"), "No recording has a signal 'meg'. There are: eeg."),
         (FixedWindows(signal="eeg", beside=(Span(signal="stim"),)), "No recording has a signal 'stim'"),
         (replace(WHOLE, where={"tasks": ("rest",)}), "no field 'tasks'. There are: task."),
+        (replace(WHOLE, excluding={"tasks": ("rest",)}), "no field 'tasks'. There are: task."),
         (replace(WHOLE, where={"task": ("rest", "nap")}), "No recording has task nap. There are: rest."),
         (EventWindows(signal="eeg", anchor=("Square",)), "has an event Square. There are: rt, square."),
     ],
@@ -86,6 +116,15 @@ def test_a_name_that_is_not_there_is_named_beside_those_that_are(
     with pytest.raises(InputError) as refusal:
         check_request(tables, spec, None)
     assert said in str(refusal.value)
+
+
+def test_fields_that_no_recording_has_together_are_named() -> None:
+    """Each value is there, but no recording has all of them: nothing was refused, and nothing is left."""
+    recordings = {name: {"eeg": ToySignal()} for name in "ab"}
+    fields = {"a": {"task": "rest", "release": "R1"}, "b": {"task": "nap", "release": "R2"}}
+    spec = replace(WHOLE, where={"task": ("rest",), "release": ("R2",)})
+    with pytest.raises(InputError, match="in every field: release R2 and task rest"):
+        build_index(make_tables(recordings, {}, fields), spec)
 
 
 def test_one_condition_alone_may_be_there() -> None:

@@ -282,6 +282,100 @@ def test_sentences_are_windows_of_their_own_length() -> None:
     assert located.starts["eeg"].tolist() == [0, 0, 0]
 
 
+FOUR_S = FixedWindows(signal="eeg", window_size_s=4.0, window_stride_s=2.0, crop_s=2.0)
+
+
+def test_a_crop_is_the_middle_unless_it_is_drawn() -> None:
+    """Windows lie where they did; what is read of them is shorter, and is what lengths tell."""
+    tables = make_tables({"a": {"eeg": ToySignal(1000)}, "b": {"eeg": ToySignal(401, 50.0)}})
+    index = build_index(tables, FOUR_S, same_form=False)
+    assert index.is_drawn
+    assert index.locate([0, 3]).starts["eeg"].tolist() == [0, 600]
+    assert index.locate([0, 3]).lengths["eeg"].tolist() == [400, 400]
+    middle = index.place([0, 3, 4, 6])
+    assert middle.starts["eeg"].tolist() == [100, 700, 50, 250]
+    assert middle.lengths["eeg"].tolist() == [200, 200, 100, 100]
+    offset = np.array([0, 200, 100, 7])
+    placed = index.place([0, 3, 4, 6], offset)
+    assert placed.starts["eeg"].tolist() == [0, 800, 100, 207]
+    assert placed.anchor_s.tolist() == [0.0, 8.0, 2.0, 4.14]
+    assert [lengths["eeg"].tolist() for _, lengths in index.lengths()] == [[200, 100]]
+    assert index.table([3])["i_start_in_trial"].to_pylist() == [600]
+
+
+def test_every_place_of_a_crop_is_drawn_alike() -> None:
+    """Uniform over all whole offsets, another one in every pass, and of a window and pass alone."""
+    tables = make_tables({"a": {"eeg": ToySignal(2_000_000)}})
+    index = build_index(tables, replace(FOUR_S, crop_s=3.96))
+    numbers = np.arange(len(index))
+    assert len(numbers) == 9999
+    offset = index.draw(numbers, seed=3, epoch=5)
+    counts = np.bincount(offset, minlength=5)
+    assert len(counts) == 5
+    assert np.abs(counts / len(numbers) - 0.2).max() < 0.015  # four deviations
+    backwards = index.draw(numbers[::-7], seed=3, epoch=5)
+    np.testing.assert_array_equal(backwards, offset[::-7])
+    for seed, epoch in ((3, 6), (4, 5)):
+        same = (index.draw(numbers, seed, epoch) == offset).mean()
+        assert abs(same - 0.2) < 0.015
+    with pytest.raises(InputError, match="no window 9999"):
+        index.draw([9999], 0, 0)
+
+
+def test_a_shift_never_leads_where_no_window_may_be() -> None:
+    """To either side by as much at most; over an edge, a gap or what is marked bad it is left out."""
+    bad = {"onset_s": 6.0, "duration_s": 1.0, "description": "BAD_jump"}
+    rows = [{"onset_s": onset_s, "description": "go"} for onset_s in (0.0, 2.0, 4.95, 8.5)]
+    tables = make_tables({"a": {"eeg": ToySignal(1000, gaps=((300, 305),))}}, {"a": [*rows, bad]})
+    spec = EventWindows(signal="eeg", anchor=("go",), trial_duration_s=1.0, shift_samples=10)
+    index = build_index(tables, spec)
+    assert len(index) == 4
+    drawn = np.array([index.draw(np.arange(4), 0, epoch) for epoch in range(1500)])
+    assert set(drawn[:, 0].tolist()) == set(range(11))
+    assert set(drawn[:, 1].tolist()) == {*range(-10, 1)}
+    assert set(drawn[:, 2].tolist()) == {*range(-10, 6)}
+    assert set(drawn[:, 3].tolist()) == {*range(-10, 11)}
+    # What may not be is left where it was: as often as it is drawn, and once for the draw of nothing.
+    assert abs((drawn[:, 0] == 0).mean() - 11 / 21) < 0.055
+    assert index.place([0], drawn[0, :1]).lengths["eeg"].tolist() == [100]
+
+
+def test_offsets_that_lead_elsewhere_are_refused() -> None:
+    """Out of the recording lies another one's samples: never read, and never silently."""
+    tables = make_tables(
+        {"a": {"eeg": ToySignal(1000)}, "b": {"eeg": ToySignal(1000), "emg": ToySignal(1000)}}
+    )
+    index = build_index(tables, FOUR_S)
+    assert index.place([0, 3], np.array([0, 200])).starts["eeg"].tolist() == [0, 800]
+    for offset, said in (
+        ([-1, 0], "an offset of -1 samples a window begins at sample -1 of a recording that has 1000"),
+        ([0, 201], "an offset of 201 samples a window begins at sample 801"),
+        ([0], r"one for each of 2 windows of one signal, not \(1,\) for 1"),
+    ):
+        with pytest.raises(InputError, match=said):
+            index.place([0, 3], np.array(offset))
+    two = build_index(tables, FixedWindows(signal="eeg", window_size_s=1.0, beside=(Span(signal="emg"),)))
+    with pytest.raises(InputError, match=r"not \(1,\) for 2 signals"):
+        two.place([0], np.zeros(1, np.int64))
+
+
+def test_a_time_is_not_told_from_a_crop() -> None:
+    """Where in its window the crop lay, nobody could tell the network."""
+    spec = replace(ANCHORED, crop_s=0.25)
+    with pytest.raises(InputError, match="cannot be told from a crop"):
+        build_index(TABLES, spec, TimeTo(("press",)))
+    assert build_index(TABLES, spec, EventColumn("rt")).is_drawn
+
+
+def test_a_crop_fits_into_its_window() -> None:
+    """A longer one is refused with both figures; of an event's own duration nothing is known."""
+    tables = make_tables({"a": {"eeg": ToySignal()}}, {"a": [{"onset_s": 1.0, "description": "go"}]})
+    with pytest.raises(InputError, match="A crop of 401 samples is longer than the window, which has 400"):
+        build_index(tables, replace(FOUR_S, crop_s=None, crop_samples=401))
+    with pytest.raises(InputError, match="A crop is given without a length"):
+        EventWindows(signal="eeg", anchor=("go",), crop_s=1.0)
+
+
 ROWS = [
     {"onset_s": 1.0, "duration_s": 1.0, "description": "square", "rt": "0.4", "side": "left"},
     {"onset_s": 1.4, "duration_s": 0.0, "description": "press"},

@@ -26,6 +26,15 @@ from engram.windows.spec import EventWindows, FixedWindows, Span
         ({"where": {"task": "RestingState"}}, r"\('RestingState',\)"),
         ({"where": {"task": ()}}, "names nothing"),
         ({"where": ("task",)}, "no mapping"),
+        ({"window_size_s": 1.0, "crop_s": 0.5, "crop_samples": 50}, "say the same twice"),
+        ({"window_size_s": 1.0, "crop_samples": 0}, "crop is 0, and must be above zero"),
+        ({"window_size_s": 1.0, "shift_s": -0.1}, "shift is -0.1, and must be above zero"),
+        ({"crop_s": 0.5}, "A crop is given without a length"),
+        (
+            {"window_size_s": 1.0, "shift_s": 0.1, "beside": (Span(signal="emg"),)},
+            "cannot be cropped or shifted",
+        ),
+        ({"excluding": {"subject": "A"}}, r"excluding\['subject'\]='A' is not a tuple"),
     ],
 )
 def test_fixed_windows_refuse_what_cannot_be_meant(settings: dict[str, Any], said: str) -> None:

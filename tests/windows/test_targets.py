@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from engram.windows.targets import (
     EventColumn,
     RecordingColumn,
     TimeTo,
+    anchor_events,
     look_up,
     named_events,
 )
@@ -100,6 +102,46 @@ def test_an_answer_comes_before_the_next_anchor_and_before_what_ends_it(
             is_target &= (min_s or 0.0) <= time_s <= (math.inf if max_s is None else max_s)
             expected.append(time_s if is_target else math.nan)
     np.testing.assert_array_equal(found.values, np.array(expected, np.float32))
+
+
+trial_rows = st.lists(
+    st.tuples(moments, st.sampled_from(["start", "start", "left", "right", "press"])), max_size=16
+)
+
+
+@given(st.lists(trial_rows, min_size=1, max_size=3))
+def test_trials_between_events_are_as_in_the_challenge(recordings: list[list[tuple[float, str]]]) -> None:
+    """From each start to the next: the first target within, and the first press from then on within.
+
+    The last start begins no trial. Written as the EEG Foundation Challenge's trial table is: interval
+    by interval.
+    """
+    tables = make_tables(
+        {f"{i}": {"eeg": ToySignal()} for i in range(len(recordings))},
+        {
+            f"{i}": [{"onset_s": time_s, "description": name} for time_s, name in rows]
+            for i, rows in enumerate(recordings)
+        },
+    )
+    spec = EventWindows(signal="eeg", anchor=("left", "right"), first_between=("start",))
+    origin = np.flatnonzero(anchor_events(tables, spec)).astype(np.int32)
+    recording = tables.event_numbers("recording")[origin]
+    found = look_up(TimeTo(("press",)), tables, spec, recording, origin)
+
+    expected = []
+    for number, of_recording in enumerate(recordings):
+        starts = sorted(time_s for time_s, name in of_recording if name == "start")
+        for start_s, stop_s in pairwise(starts):
+            inside = sorted(row for row in of_recording if start_s <= row[0] < stop_s)
+            targets = [time_s for time_s, name in inside if name in ("left", "right")]
+            if not targets:
+                continue
+            presses = [time_s for time_s, name in inside if name == "press" and time_s >= targets[0]]
+            expected.append((number, targets[0], presses[0] - targets[0] if presses else math.nan))
+    onset_s = tables.event_numbers("onset_s")[origin]
+    assert recording.tolist() == [number for number, _, _ in expected]
+    assert onset_s.tolist() == [target_s for _, target_s, _ in expected]
+    np.testing.assert_array_equal(found.values, np.array([time_s for *_, time_s in expected], np.float32))
 
 
 @pytest.mark.parametrize(

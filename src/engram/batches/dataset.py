@@ -92,7 +92,7 @@ class WindowDataset(Dataset[Item]):
     def __getitems__(self, numbers: Sequence[int]) -> list[Item]:
         """Read many windows at once."""
         wanted = np.asarray(numbers, np.int64)
-        located = self.windows.index.locate(wanted)
+        located = self.windows.index.place(wanted)
         main = self.windows.index.spec.signal
         starts, stops = located.starts[main], located.starts[main] + located.lengths[main]
         places = np.stack([located.i_window_in_trial, starts, stops], axis=1).tolist()
@@ -151,7 +151,14 @@ class WindowStream(IterableDataset[Batch]):
     """
 
     def __init__(
-        self, windows: Windows, order: Order, *, dtype: Dtype | None = None, rank: int = 0, world: int = 1
+        self,
+        windows: Windows,
+        order: Order,
+        *,
+        dtype: Dtype | None = None,
+        rank: int = 0,
+        world: int = 1,
+        is_drawn: bool = False,
     ) -> None:
         check_place(windows, order, rank, world)
         check_settings(dtype, None, None)
@@ -163,6 +170,8 @@ class WindowStream(IterableDataset[Batch]):
         """This process's number, and how many share every batch."""
         self.dtype = dtype
         """What a model is given, if not what is stored."""
+        self.is_drawn = is_drawn
+        """Whether crops and shifts are drawn anew in every pass."""
         # In shared memory, for workers that live on from epoch to epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]  # torch's
 
@@ -176,7 +185,15 @@ class WindowStream(IterableDataset[Batch]):
         worker = get_worker_info()
         # DataLoader takes one batch of each worker in turn, so in turn they share the batches.
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        share = Share(self.windows, self.order, int(self._epoch), self.rank, self.world, self.dtype)
+        share = Share(
+            self.windows,
+            self.order,
+            int(self._epoch),
+            self.rank,
+            self.world,
+            self.dtype,
+            is_drawn=self.is_drawn,
+        )
         n_rows = -(-min(self.order.batch_size, self.order.n_windows) // self.world)
         sizes = Sizes(_N_SLOTS, self.windows.batch_bytes(n_rows, self.dtype), n_threads=1)
         yield from Engine(share, range(first, len(self), step), sizes)

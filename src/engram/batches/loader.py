@@ -65,6 +65,9 @@ class Loader:
     rank, world
         This process's number among those that share every batch, and how many there are: rank r
         gets rows r, r + world, ... of each batch.
+    is_drawn
+        Whether crops and shifts of windows are drawn anew in every pass, as in training
+        (``FixedWindows.crop_s``, ``shift_s``); False: their middles, not shifted.
     is_direct
         Whether windows are read past the page cache, which ``check`` cannot be; None: where they are far
         more than memory leaves, and it can be done.
@@ -112,6 +115,7 @@ class Loader:
         threads: int | None = None,
         rank: int = 0,
         world: int = 1,
+        is_drawn: bool = False,
         is_direct: bool | None = None,
     ) -> None:
         check_place(windows, order, rank, world)
@@ -128,6 +132,8 @@ class Loader:
         """What a model is given, if not what is stored."""
         self.check = check
         """What is compared while windows are read."""
+        self.is_drawn = is_drawn
+        """Whether crops and shifts are drawn anew in every pass."""
         self.is_direct = (
             check is None and _is_cache_useless(windows, order) and windows.can_be_read_directly()
             if is_direct is None
@@ -169,6 +175,7 @@ class Loader:
             self.dtype,
             self.check,
             self.is_direct,
+            self.is_drawn,
             self._hits,
         )
         numbers = range(cursor.n_batches, len(self))
@@ -307,6 +314,8 @@ class Share:
     """What is compared while windows are read."""
     is_direct: bool = False
     """Whether windows are read past the page cache."""
+    is_drawn: bool = False
+    """Whether crops and shifts are drawn anew in every pass."""
     hits: CacheHits = field(default_factory=CacheHits)
     """What is known of the page cache, from pass to pass."""
 
@@ -314,7 +323,12 @@ class Share:
         """Say what has to be read for batches, ascending; of some there may be no row for this rank."""
         every = list(self.order.batches(self.epoch, numbers))
         mine = [whole[self.rank :: self.world] for whole in every]
-        yield from self.windows.find_each(mine, [len(whole) for whole in every], dtype=self.dtype)
+        index, offset = self.windows.index, None
+        if self.is_drawn and index.is_drawn:
+            offset = index.draw(np.concatenate(mine), self.order.seed, self.epoch)
+        yield from self.windows.find_each(
+            mine, [len(whole) for whole in every], dtype=self.dtype, offset=offset
+        )
 
     def hint(self, ranges: Ranges) -> None:
         """Let the kernel read some of it ahead, if the page cache is used and does not seem to have it."""

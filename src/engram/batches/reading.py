@@ -194,6 +194,8 @@ class Reads:
     """Windows of the whole batch over all ranks."""
     dtype: Dtype | None = None
     """What a model is given, if not what is stored."""
+    late_s: NDArray[np.float32] | None = None
+    """(window,) seconds by which windows are read later, where the target is a time that this shortens."""
 
     def __len__(self) -> int:
         return len(self.numbers)

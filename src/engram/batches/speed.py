@@ -548,7 +548,7 @@ class _Stored:
 
     def sizes(self, windows: Windows) -> tuple[float, float]:
         """Give the mean bytes of a window, and how many of them lie together: a range, or a bank's row."""
-        located = windows.index.locate(np.arange(0, len(windows), max(1, len(windows) // _N_SIZED)))
+        located = windows.index.place(np.arange(0, len(windows), max(1, len(windows) // _N_SIZED)))
         numbers, codes = np.unique(located.recording, return_inverse=True)
         ids = [windows.index.tables.ids[number] for number in numbers.tolist()]
         n_bytes = piece_bytes = 0.0

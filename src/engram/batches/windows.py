@@ -25,11 +25,12 @@ from engram.errors import InputError
 from engram.memory import Budget
 from engram.store.gather import Ranges, can_gather_directly
 from engram.store.reader import Store
+from engram.windows.cutting import Located
 from engram.windows.index import WindowIndex, WindowRefusal, build_index
 from engram.windows.order import Mode, Order
 from engram.windows.spec import EventWindows, FixedWindows
 from engram.windows.splits import Split, split_index
-from engram.windows.targets import SignalTarget, Target
+from engram.windows.targets import SignalTarget, Target, TimeTo
 
 __all__ = ["SplitWindows", "Windows", "cut_windows"]
 
@@ -188,13 +189,18 @@ class Windows:
             n_subjects=sides.n_subjects,
         )
 
-    def read(self, numbers: Sequence[int] | NDArray[np.integer]) -> Batch:
+    def read(
+        self, numbers: Sequence[int] | NDArray[np.integer], *, offset: NDArray[np.int64] | None = None
+    ) -> Batch:
         """Read windows as one batch.
 
         Parameters
         ----------
         numbers
             (window,) numbers of windows, in any order; none gives tensors of no windows.
+        offset
+            (window,) samples from a window's first one to the first that is read, as
+            ``WindowIndex.draw`` gives them; None: its first, or the middle where the spec asks for a crop.
 
         Raises
         ------
@@ -203,7 +209,7 @@ class Windows:
         StoreDamaged
             If a file of the store is missing or cut short.
         """
-        return self.fill(self.find(numbers))
+        return self.fill(self.find(numbers, offset=offset))
 
     def find(
         self,
@@ -211,6 +217,7 @@ class Windows:
         *,
         n_global: int | None = None,
         dtype: Dtype | None = None,
+        offset: NDArray[np.int64] | None = None,
     ) -> Reads:
         """Find what has to be read for a batch.
 
@@ -222,6 +229,8 @@ class Windows:
             Windows of the whole batch over all ranks; None: these.
         dtype
             What a model is given; None: float32, or the stored integers.
+        offset
+            As for ``read``.
 
         Raises
         ------
@@ -229,7 +238,8 @@ class Windows:
             If there is no such window, or windows differ in channels.
         """
         given = np.asarray(numbers)
-        return next(self.find_each([given], [given.size if n_global is None else n_global], dtype=dtype))
+        n_of_all = given.size if n_global is None else n_global
+        return next(self.find_each([given], [n_of_all], dtype=dtype, offset=offset))
 
     def find_each(
         self,
@@ -237,6 +247,7 @@ class Windows:
         n_global: Sequence[int],
         *,
         dtype: Dtype | None = None,
+        offset: NDArray[np.int64] | None = None,
     ) -> Iterator[Reads]:
         """Find what has to be read for each of some batches: hardly more work than for one.
 
@@ -248,6 +259,8 @@ class Windows:
             Windows of the whole batch over all ranks, by batch.
         dtype
             What a model is given; None: float32, or the stored integers.
+        offset
+            As for ``read``, of all batches one after another.
 
         Raises
         ------
@@ -255,15 +268,26 @@ class Windows:
             If there is no such window: at the first batch; or windows of one batch differ in channels: at
             that one.
         """
-        located, begin = self.index.locate(np.concatenate(batches) if len(batches) > 1 else batches[0]), 0
+        every = np.concatenate(batches) if len(batches) > 1 else batches[0]
+        located, begin = self.index.place(every, offset), 0
+        late_s = self._late_s(located, offset)
         for numbers, n_of_all in zip(batches, n_global, strict=True):
-            of_batch, begin = located.between(begin, begin + len(numbers)), begin + len(numbers)
+            first, begin = begin, begin + len(numbers)
+            of_batch = located.between(first, begin)
             signals = {
                 name: self._reader.find(of_batch, name, None if name == self.target_signal else dtype)
                 for name in (self.index.spec.signals if len(numbers) else ())
             }
             # A copy, which the batch may keep.
-            yield Reads(numbers.astype(np.int64), signals, n_of_all, dtype)
+            late = None if late_s is None else late_s[first:begin]
+            yield Reads(numbers.astype(np.int64), signals, n_of_all, dtype, late)
+
+    def _late_s(self, located: Located, offset: NDArray[np.int64] | None) -> NDArray[np.float32] | None:
+        """Give by how many seconds windows are read later, where the target is a time that this shortens."""
+        if offset is None or not isinstance(self.index.target, TimeTo):
+            return None
+        rate_hz = self.index.tables.signals[self.index.spec.signal].rate_hz[located.recording]
+        return (offset / rate_hz).astype(np.float32)
 
     def fill(
         self,
@@ -307,6 +331,8 @@ class Windows:
             signals[name] = values.view(torch.bfloat16) if of_signal.dtype == "bfloat16" else values
             first += align(of_signal.n_bytes)
         y = self._targets(reads.numbers) if self.target_signal is None else signals.pop(self.target_signal)
+        if y is not None and reads.late_s is not None:
+            y = y - torch.from_numpy(reads.late_s)[:, None]
         lengths = {name: torch.from_numpy(of_signal.lengths) for name, of_signal in reads.signals.items()}
         return Batch(signals, lengths, y, torch.from_numpy(reads.numbers), reads.n_global, self._y_time_axis)
 
@@ -372,6 +398,7 @@ class Windows:
         threads: int | None = None,
         rank: int = 0,
         world: int = 1,
+        is_drawn: bool = False,
     ) -> Loader:
         """Make a loader of batches.
 
@@ -387,6 +414,8 @@ class Windows:
             As for ``Loader``.
         rank, world
             This process's number among those that share every batch, and how many there are.
+        is_drawn
+            Whether crops and shifts of windows are drawn anew in every pass, as in training.
 
         Raises
         ------
@@ -398,7 +427,15 @@ class Windows:
         order = self.order(batch_size, mode=mode, by=by, seed=seed, drop_last=drop_last)
         budget = None if memory is None else Budget.of(memory)
         return Loader(
-            self, order, budget=budget, dtype=dtype, check=check, threads=threads, rank=rank, world=world
+            self,
+            order,
+            budget=budget,
+            dtype=dtype,
+            check=check,
+            threads=threads,
+            rank=rank,
+            world=world,
+            is_drawn=is_drawn,
         )
 
     def dataset(self) -> WindowDataset:
@@ -416,6 +453,7 @@ class Windows:
         dtype: Dtype | None = None,
         rank: int = 0,
         world: int = 1,
+        is_drawn: bool = False,
     ) -> WindowStream:
         """Give whole batches in order, for ``DataLoader(..., batch_size=None, num_workers=n)``.
 
@@ -427,9 +465,11 @@ class Windows:
             As for ``Loader``.
         rank, world
             This process's number among those that share every batch, and how many there are.
+        is_drawn
+            As for ``Loader``.
         """
         order = self.order(batch_size, mode=mode, by=by, seed=seed, drop_last=drop_last)
-        return WindowStream(self, order, dtype=dtype, rank=rank, world=world)
+        return WindowStream(self, order, dtype=dtype, rank=rank, world=world, is_drawn=is_drawn)
 
     @property
     def target_signal(self) -> str | None:
@@ -515,6 +555,23 @@ class Windows:
         extent = self._stored(self.inputs[0]).extent
         channels = self.store.channels(extent.recording, extent.part.signal)
         return tuple(channel["channel"] for channel in channels)
+
+    def has_channels(self, signal: str) -> bool:
+        """Whether a signal is delivered as (window, channel, time).
+
+        Parameters
+        ----------
+        signal
+            Name of the signal.
+        """
+        return all(stored.is_channels for stored in self._forms(signal))
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Units of the channels of the first input signal, each once, sorted."""
+        extent = self._stored(self.inputs[0]).extent
+        channels = self.store.channels(extent.recording, extent.part.signal)
+        return tuple(sorted({channel["unit"] for channel in channels}))
 
     @property
     def n_outputs(self) -> int:

@@ -41,9 +41,11 @@ _MOST_ROWS = 500  # subjects or classes; the rest is in the training's folder
 _REASONS = {
     "refused": {
         "bad": "overlaps an event whose description starts with BAD or EDGE",
+        "excluded": "recordings that were to be left out",
         "gap": "overlaps samples that were not measured",
         "no events": "recordings without an event to anchor a window at",
         "no signal": "recordings without a signal that is asked for",
+        "no trial": "events that are not the first of their trial",
         "no target": "the target is missing, unreadable or out of its range",
         "other channels": "recordings whose channels differ from those of most",
         "other rate": "recordings whose sampling rate differs from that of most",

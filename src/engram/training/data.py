@@ -70,7 +70,9 @@ class TrainingData(LightningDataModule):
         if self._loader is None:
             assert self.trainer is not None
             rank, world = self.trainer.global_rank, self.trainer.world_size
-            self._loader = _loader(self._windows, learner.order, self._settings, rank=rank, world=world)
+            self._loader = _loader(
+                self._windows, learner.order, self._settings, rank=rank, world=world, is_drawn=True
+            )
         place = (learner.epoch + 1, 0) if learner.is_trained else (learner.epoch, learner.n_batches)
         return Rest(self._loader, Cursor(learner.order.fingerprint, *place))
 
@@ -98,6 +100,8 @@ def evaluation_loader(windows: Windows, settings: FitSettings, *, rank: int = 0,
     return _loader(windows, order, settings, rank=rank, world=world)
 
 
-def _loader(windows: Windows, order: Order, settings: FitSettings, *, rank: int, world: int) -> Loader:
+def _loader(
+    windows: Windows, order: Order, settings: FitSettings, *, rank: int, world: int, is_drawn: bool = False
+) -> Loader:
     budget = shared_budget(settings.memory, windows, order)
-    return Loader(windows, order, budget=budget, rank=rank, world=world)
+    return Loader(windows, order, budget=budget, rank=rank, world=world, is_drawn=is_drawn)

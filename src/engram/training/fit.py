@@ -343,7 +343,11 @@ class _Course(Callback):
         found = read_checkpoint(self.last)
         if "trained_with" not in found:
             raise InputError(f"{self.last} holds weights alone, nothing to go on from. Restore it.")
-        check_same(found["trained_with"], self._trained_with(), self.folder)
+        # Settings that are younger than the checkpoint were as they are by default.
+        defaults = {f"settings.{key}": value for key, value in asdict(FitSettings()).items()}
+        wanted = self._trained_with()
+        told = {key: value for key, value in defaults.items() if key in wanted} | found["trained_with"]
+        check_same(told, wanted, self.folder)
         cursor = found["cursor"]
         self.learner.epoch, self.learner.n_batches = cursor["epoch"], cursor["n_batches"]
         self.learner.n_steps, self.learner.n_windows = found["n_steps"], found["n_windows"]
@@ -745,9 +749,12 @@ def _device_name(device: torch.device) -> str:
 
 def _layers(network: nn.Module) -> dict[str, str]:
     """Write out the layers, so that another dropout, which no weight shows, is told by name."""
-    leaves = ((name, module) for name, module in network.named_modules() if not list(module.children()))
+    said = {
+        f"layer {name}": module.extra_repr() if list(module.children()) else repr(module)
+        for name, module in network.named_modules()
+    }
     # A layer that holds a function shows its address, which is another in every process.
-    return {f"layer {name}": re.sub(r" at 0x[0-9a-f]+", "", repr(module)) for name, module in leaves}
+    return {name: re.sub(r" at 0x[0-9a-f]+", "", text) for name, text in said.items() if text}
 
 
 def _described(value: Any) -> str:

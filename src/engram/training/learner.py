@@ -13,6 +13,7 @@ import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch.nn import functional
 from torch.optim import Optimizer, lr_scheduler
 
 from engram.batches.batch import Batch
+from engram.batches.transforms import Draws, add_noise, drop_channels, mask_time
 from engram.batches.windows import Windows
 from engram.errors import InputError
 from engram.training.settings import FitSettings, LossName
@@ -358,7 +360,7 @@ class Learner(LightningModule):
                 f"Batch {self.n_batches} of epoch {self.epoch + 1} has {batch.n_global} windows for "
                 f"{self.trainer.world_size} processes. Use fewer devices, or another mode."
             )
-        _, losses = self.evaluate(batch, self._windows)
+        _, losses = self.evaluate(self._transformed(batch), self._windows)
         is_last = self._closes_accumulation()
         loss = losses.sum() * (self.trainer.world_size / self._rows_of_accumulation())
         if is_last:
@@ -368,6 +370,27 @@ class Learner(LightningModule):
         self._count(batch, losses.detach())
         if is_last:
             self._step()
+
+    def _transformed(self, batch: Batch) -> Batch:
+        """Change what is delivered as (window, channel, time) by noise and masks; all else stays."""
+        settings, draws = self.settings, Draws(self.settings.seed, self.epoch, batch.numbers)
+        if not (settings.noise or settings.channel_dropout or settings.time_mask_samples):
+            return batch
+        signals = {}
+        for name, X in batch.signals.items():  # noqa: N806 - braindecode's word
+            signals[name] = X
+            has_channels = X.ndim == 3 if self._windows is None else self._windows.has_channels(name)
+            if not has_channels or not X.is_floating_point():
+                continue
+            if settings.noise:
+                signals[name] = add_noise(signals[name], settings.noise, draws)
+            if settings.channel_dropout:
+                signals[name] = drop_channels(signals[name], settings.channel_dropout, draws)
+            if settings.time_mask_samples:
+                signals[name] = mask_time(signals[name], settings.time_mask_samples, draws)
+            if settings.noise and int(batch.lengths[name].min()) < X.shape[2]:
+                signals[name] = signals[name] * measured(X, batch.lengths[name], 2)  # zeros stay behind
+        return replace(batch, signals=signals)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradient, or stop: the last moment before the weights change.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,7 +23,20 @@ from engram.batches.batch import Batch
 from engram.batches.windows import SplitWindows, Windows
 from engram.errors import DoesNotFit, InputError, MissingExtra
 from engram.memory import Budget, read_usage
+from engram.training.networks import (
+    BandPowerNet,
+    Bounded,
+    ChannelScaling,
+    Downsample,
+    MultiScaleNet,
+    PatchAttentionNet,
+    ShiftedMean,
+    TimeLocalizer,
+    WindowScaling,
+)
+from engram.training.settings import Framing
 from engram.units import format_bytes, parse_bytes
+from engram.windows.targets import TimeTo
 
 __all__ = ["RidgeFit", "RidgeSettings", "build_model", "fit_ridge", "model_names"]
 
@@ -34,7 +47,7 @@ _FILLED_IN = ("n_chans", "n_times", "sfreq", "n_outputs", "chs_info", "input_win
 
 
 def model_names() -> tuple[str, ...]:
-    """Name the networks that ``build_model`` knows: braindecode's classes, sorted.
+    """Name the networks that ``build_model`` knows: braindecode's classes and Engram's own, sorted.
 
     Raises
     ------
@@ -46,18 +59,25 @@ def model_names() -> tuple[str, ...]:
     >>> "EEGNeX" in model_names()
     True
     """
-    return tuple(sorted(_model_classes()))
+    return tuple(sorted({**_OWN, **_model_classes()}))
 
 
 def build_model(
-    name: str, windows: Windows, arguments: Mapping[str, Any] | None = None, *, seed: int = 0
+    name: str,
+    windows: Windows,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    framing: Framing | None = None,
+    has_constants: bool = True,
 ) -> nn.Module:
     """Build a network that fits windows.
 
     Parameters
     ----------
     name
-        Name of a class in ``braindecode.models``, such as ``"EEGNeX"``.
+        Name of a class in ``braindecode.models``, such as ``"EEGNeX"``, or in
+        ``engram.training.networks``, such as ``"TimeLocalizer"``.
     windows
         What it will read: channels, samples, rate, outputs and channel positions are theirs.
     arguments
@@ -66,6 +86,11 @@ def build_model(
         ``{"activation": "ELU"}``.
     seed
         Decides the first weights, whatever was drawn before.
+    framing
+        What stands before and behind the network; None: nothing.
+    has_constants
+        Whether ``windows`` are the training windows, of which constants of the framing are taken (scales
+        of channels, the mean target, whether it is a time). False: weights will be loaded that have them.
 
     Returns
     -------
@@ -104,14 +129,24 @@ def build_model(
     """
     model_class = _model_class(name)
     checked = _checked_arguments(name, model_class, arguments or {})
+    framing = framing or Framing()
     facts = _window_facts(name, windows)
-    n_chans, n_times, n_outputs = facts["n_chans"], facts["n_times"], facts["n_outputs"]
-    shown = f"windows of {n_chans} channels and {n_times} samples at {facts['sfreq']:g} Hz"
+    facts |= {
+        "n_times": -(-facts["n_times"] // framing.downsample),
+        "sfreq": facts["sfreq"] / framing.downsample,
+    }
+    if name in _OWN:
+        facts = {
+            key: value for key, value in facts.items() if key in inspect.signature(model_class).parameters
+        }
+    n_chans, n_times, n_outputs = windows.n_chans, windows.n_times, windows.n_outputs
+    shown = f"windows of {n_chans} channels and {n_times} samples at {windows.sfreq:g} Hz"
+    frame = _frame(windows, framing, has_constants=has_constants)
     # CPU only: the network is built there, and forking the devices' generators would start them.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model: nn.Module = model_class(**facts, **checked)
+            model = frame(model_class(**facts, **checked))
             out = _tried(model, n_chans, n_times)
         except Warning:
             raise  # somebody made warnings errors: it says what it is, and is no refusal
@@ -129,6 +164,58 @@ def build_model(
             "Use a model with one row of outputs per window."
         )
     return model
+
+
+def _frame(windows: Windows, framing: Framing, *, has_constants: bool) -> Callable[[nn.Module], nn.Module]:
+    """Make what puts layers before and behind a network."""
+    layers: list[nn.Module] = []
+    if framing.scaling == "window":
+        layers.append(WindowScaling())
+    if framing.scaling == "channel":
+        layers.append(_channel_scaling(windows, has_constants=has_constants))
+    if framing.downsample > 1:
+        layers.append(Downsample(framing.downsample))
+    if framing.reach is not None and windows.classes:
+        raise InputError(f"reach={framing.reach} is for regression, and these are classes. Leave it out.")
+    center = _mean_target(windows) if framing.reach is not None and has_constants else 0.0
+    seconds_per_sample = 1 / windows.sfreq if isinstance(windows.index.target, TimeTo) else 0.0
+
+    def frame(model: nn.Module) -> nn.Module:
+        framed = nn.Sequential(*layers, model) if layers else model
+        if framing.reach is not None:
+            framed = Bounded(framed, center, framing.reach)
+        if framing.test_shifts:
+            framed = ShiftedMean(framed, framing.test_shifts, seconds_per_sample=seconds_per_sample)
+        return framed
+
+    return frame
+
+
+def _mean_target(windows: Windows) -> float:
+    targets = windows.index.targets(np.arange(len(windows)))
+    if targets is None:
+        raise InputError("These windows have no target. Give one, or use with_targets(values).")
+    return float(np.mean(targets))
+
+
+_N_SCALED, _SCALED_BYTES = 256, 32 << 20
+"""Windows, evenly drawn from all, whose samples decide how channels are scaled: a quartile of fifty
+thousand samples is known to some parts in a thousand. Fewer long windows, so that all are so many bytes."""
+
+
+def _channel_scaling(windows: Windows, *, has_constants: bool) -> ChannelScaling:
+    if not has_constants:
+        return ChannelScaling(torch.zeros(windows.n_chans), torch.ones(windows.n_chans))
+    n_scaled = max(1, min(_N_SCALED, _SCALED_BYTES // windows.batch_bytes(1)))
+    numbers = np.unique(np.linspace(0, len(windows) - 1, n_scaled).astype(np.int64))
+    X = next(iter(windows.read(numbers).signals.values())).float().numpy()  # noqa: N806 - braindecode's word
+    low, middle, high = np.percentile(X, (25, 50, 75), axis=(0, 2))
+    return ChannelScaling(torch.from_numpy(middle), torch.from_numpy(high - low))
+
+
+_OWN: Mapping[str, type[nn.Module]] = {
+    each.__name__: each for each in (BandPowerNet, MultiScaleNet, PatchAttentionNet, TimeLocalizer)
+}
 
 
 def _tried(model: nn.Module, n_chans: int, n_times: int) -> torch.Tensor:
@@ -163,11 +250,13 @@ def _model_classes() -> dict[str, Any]:
 
 
 def _model_class(name: str) -> type[nn.Module]:
+    if name in _OWN:
+        return _OWN[name]
     classes = _model_classes()
     if name in classes:
         found: type[nn.Module] = classes[name]
         return found
-    raise InputError(f"There is no model {name!r} in braindecode. {_nearest(name, classes)}")
+    raise InputError(f"There is no model {name!r}. {_nearest(name, {**_OWN, **classes})}")
 
 
 def _checked_arguments(

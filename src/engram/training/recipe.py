@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engram.errors import InputError
-from engram.training.settings import FitSettings
+from engram.training.settings import FitSettings, Framing
 from engram.windows.spec import EventWindows, FixedWindows
 from engram.windows.splits import Split
 from engram.windows.targets import EventColumn, RecordingColumn, Target, TimeTo
@@ -77,11 +77,14 @@ class ModelTable(_Table):
     """Which network is trained, and what it is compared with."""
 
     name: str
-    """Class name of a model of braindecode, such as ``"EEGNeX"``."""
+    """Class name of a model of braindecode, such as ``"EEGNeX"``, or of Engram's own: ``"BandPowerNet"``,
+    ``"MultiScaleNet"``, ``"PatchAttentionNet"``, ``"TimeLocalizer"``."""
     arguments: Mapping[str, Any] = Field(default_factory=dict)
     """Its keyword arguments. Channels, times, rate and outputs are filled in from the windows."""
     baselines: tuple[Literal["ridge"], ...] = ("ridge",)
     """What is fitted and scored beside it."""
+    framing: Framing = Field(default_factory=Framing)
+    """What stands before and behind it: ``[model.framing]``."""
 
 
 class Recipe(_Table):

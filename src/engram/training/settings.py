@@ -16,7 +16,7 @@ from engram.errors import InputError
 from engram.units import parse_bytes
 from engram.windows.order import Mode
 
-__all__ = ["FitSettings", "LossName", "OptimizerName", "Precision", "SchedulerName"]
+__all__ = ["FitSettings", "Framing", "LossName", "OptimizerName", "Precision", "Scaling", "SchedulerName"]
 
 LossName: TypeAlias = Literal["mse", "l1", "huber", "cross_entropy"]
 """What is minimised: for regression one of the first three, for classification the last."""
@@ -26,6 +26,9 @@ SchedulerName: TypeAlias = Literal["constant", "linear", "cosine", "onecycle", "
 """How the learning rate goes over a training."""
 Precision: TypeAlias = Literal["32-true", "bf16-mixed", "16-mixed"]
 """Lightning's words for the number format that the model computes in."""
+
+Scaling: TypeAlias = Literal["none", "window", "channel"]
+"""How samples are scaled before a network sees them."""
 
 _CHOICES: Mapping[str, tuple[Any, ...]] = {
     "mode": get_args(Mode),
@@ -43,7 +46,50 @@ _AT_LEAST_ONE = (
     "checkpoint_every_steps",
 )
 _POSITIVE = ("huber_delta", "learning_rate")
-_NOT_NEGATIVE = ("l1", "l2", "weight_decay", "momentum", "warmup_epochs")
+_NOT_NEGATIVE = ("l1", "l2", "weight_decay", "momentum", "warmup_epochs", "noise", "channel_dropout")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Framing:
+    """What stands before and behind a network, and is a part of it wherever it goes.
+
+    Raises
+    ------
+    InputError
+        If a value breaks its rule.
+
+    Examples
+    --------
+    >>> Framing(scaling="window", downsample=2).reach is None
+    True
+    """
+
+    scaling: Scaling = "none"
+    """``window``: each channel of each window to mean zero and deviation one; ``channel``: by median and
+    interquartile range of each channel over the training windows; ``none``: the signal's own unit."""
+    downsample: int = 1
+    """Keep every n-th sample, after a filter against aliasing."""
+    reach: float | None = None
+    """Farthest departure of a prediction from the mean of the training targets; None: any."""
+    test_shifts: tuple[int, ...] = ()
+    """Where it is not trained, average the predictions of windows moved by so many samples each."""
+
+    def __post_init__(self) -> None:
+        if self.scaling not in get_args(Scaling):
+            words = ", ".join(repr(choice) for choice in get_args(Scaling))
+            raise InputError(f"scaling={self.scaling!r} is unknown. Use one of {words}.")
+        if not _is_whole(self.downsample) or self.downsample < 1:
+            raise InputError(f"downsample={self.downsample!r} keeps no samples. Use 1 or more.")
+        if self.reach is not None and not 0 < self.reach < math.inf:
+            raise InputError(f"reach={self.reach} leaves no room. Use such as 0.3, or none.")
+        if not all(map(_is_whole, self.test_shifts)):
+            raise InputError(
+                f"test_shifts={self.test_shifts!r} are no counts of samples. Use such as (-2, 0, 2)."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +157,13 @@ class FitSettings:
     which normalises each batch by its own mean and variance."""
     clip_norm: float | None = None
     """Longest gradient, as a Euclidean norm over all weights; a longer one is shortened. None: any."""
+    noise: float = 0.0
+    """Deviation of the Gaussian noise that is added to every window in training, in the signal's unit."""
+    channel_dropout: float = 0.0
+    """Probability with which a channel of a window is set to zero in training."""
+    time_mask_samples: int = 0
+    """Longest stretch of each window that is set to zero in training, in all channels; its length and
+    place are drawn."""
     precision: Precision = "32-true"
     """Number format that the model computes in; weights stay float32."""
     accelerator: str = "auto"
@@ -157,6 +210,12 @@ class FitSettings:
             raise InputError(f"patience={self.patience} is below 1. Use 1 or more, or none to never stop.")
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise InputError(f"clip_norm={self.clip_norm} is not above zero. Use such as 1.0, or none.")
+        if self.channel_dropout > 1:
+            raise InputError(f"channel_dropout={self.channel_dropout} is no probability. Use 0 to 1.")
+        if not _is_whole(self.time_mask_samples) or self.time_mask_samples < 0:
+            raise InputError(
+                f"time_mask_samples={self.time_mask_samples!r} is no count of samples. Use 0 or more."
+            )
         if not 0 < self.memory_share <= 1:
             raise InputError(f"memory_share={self.memory_share} is no share. Use above 0, at most 1.")
         if self.memory is not None:

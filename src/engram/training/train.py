@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,7 +35,15 @@ from engram.training.recipe import Recipe
 from engram.training.resume import read_checkpoint
 from engram.windows.targets import EventColumn, RecordingColumn, Target
 
-__all__ = ["Evaluation", "evaluate", "predict_windows", "start_at_mean", "train"]
+__all__ = [
+    "Evaluation",
+    "Training",
+    "evaluate",
+    "open_training",
+    "predict_windows",
+    "start_at_mean",
+    "train",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +94,13 @@ def train(
     with Store(recipe.store) as store:
         sides = _split(recipe, store)
         seed = recipe.training.seed
-        network = build_model(recipe.model.name, sides.train, recipe.model.arguments, seed=seed)
+        network = build_model(
+            recipe.model.name,
+            sides.train,
+            recipe.model.arguments,
+            seed=seed,
+            framing=recipe.model.framing,
+        )
         if not sides.train.classes:
             start_at_mean(network, train_targets(sides.train))
         fitted = fit(network, sides, folder, recipe.training, name=recipe.name, progress=progress)
@@ -239,6 +254,44 @@ def predict_windows(folder: Path | str, store: Path | str, *, memory: int | str 
         return Evaluation((), table, windows.counts(), within_subject=False)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Training:
+    """A training that has ended, opened again."""
+
+    ledger: Ledger
+    """What it took, and how well it did."""
+    recipe: Recipe
+    """What it was told; its store is found from the folder."""
+    sides: SplitWindows
+    """Its windows."""
+    network: nn.Module
+    """With the best weights, on the CPU."""
+
+
+@contextmanager
+def open_training(folder: Path | str) -> Iterator[Training]:
+    """Open a training of a recipe; its store is closed at the end.
+
+    Parameters
+    ----------
+    folder
+        Of a training by ``train``.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no finished training of a recipe, or its store has changed.
+    StoreMissing, StoreFormatError, StoreDamaged
+        If its store cannot be read.
+    """
+    folder = Path(folder)
+    ledger, recipe = _told(folder)
+    with _own_store(folder, recipe) as store:
+        sides = _split(recipe, store)
+        _check_unchanged(ledger, sides, recipe.store)
+        yield Training(ledger, recipe, sides, _evaluator(folder, ledger, recipe, sides.train).network)
+
+
 def _told(folder: Path) -> tuple[Ledger, Recipe]:
     """Read back what a training was told, its store found from the folder."""
     ledger = Ledger.read(folder)
@@ -283,7 +336,13 @@ def _evaluator(folder: Path, ledger: Ledger, recipe: Recipe, windows: Windows) -
         # Only their number matters, to the size of the last layer.
         zero = 0 if ledger.classes else 0.0
         outputs = windows.with_targets(np.full(len(windows), zero), ledger.classes)
-    network = build_model(recipe.model.name, outputs, recipe.model.arguments)
+    network = build_model(
+        recipe.model.name,
+        outputs,
+        recipe.model.arguments,
+        framing=recipe.model.framing,
+        has_constants=False,
+    )
     try:
         network.load_state_dict(read_checkpoint(folder / BEST)["model"])
     except RuntimeError as error:

@@ -3,10 +3,12 @@
 Whole recordings are asked about first, then windows; each is refused for the first reason that applies:
 
 ==================  ================================================================================
+``excluded``        the recording is one of those that are to be left out
 ``no signal``       the recording lacks a signal that is asked for
 ``no events``       the recording has no event that the anchor names
 ``other channels``  a signal's form differs from the commonest one (of equally common: the first one's)
 ``other rate``      a signal's rate does, among recordings of that form
+``no trial``        an event that the anchor names is not the first between two that divide the recording
 ``too short``       a trial, or a whole recording's stretch, has no room for a window
 ``outside``         a window is not all within the recording, in every signal
 ``bad``             it overlaps an event whose description begins with BAD or EDGE, in any case
@@ -28,25 +30,29 @@ from engram.errors import InputError
 from engram.units import times_to_samples
 from engram.windows.cutting import Cutting, Located, Stretches
 from engram.windows.spec import EventWindows, FixedWindows
-from engram.windows.tables import SignalTable, Tables
+from engram.windows.tables import SignalTable, Tables, Texts
 from engram.windows.targets import SignalTarget, Target, named_events
 
 __all__ = [
     "OF_RECORDINGS",
     "REASONS",
     "Barred",
+    "Rules",
     "WindowRefusal",
     "check_request",
     "choose",
     "judge",
+    "no_trial",
     "too_short",
 ]
 
 REASONS = (
+    "excluded",
     "no signal",
     "no events",
     "other channels",
     "other rate",
+    "no trial",
     "too short",
     "outside",
     "bad",
@@ -55,13 +61,14 @@ REASONS = (
 )
 """Every reason to refuse, in the order in which they are asked about."""
 
-OF_RECORDINGS = REASONS[:4]
+OF_RECORDINGS = REASONS[:5]
 """The reasons for which recordings are refused as a whole."""
 
-_TOO_SHORT, _OUTSIDE, _BAD, _GAP, _NO_TARGET = range(4, 9)
+_NO_TRIAL, _TOO_SHORT, _OUTSIDE, _BAD, _GAP, _NO_TARGET = range(5, 11)
 _ADMITTED = len(REASONS)
 
 _SAID = {
+    _NO_TRIAL: "its event is not the first of its kind between two that divide the recording",
     _TOO_SHORT: "there is no room for a window",
     _OUTSIDE: "it is not all within the recording",
     _BAD: "it overlaps an event marked BAD or EDGE",
@@ -87,7 +94,7 @@ class WindowRefusal:
     reason: str
     """One of `REASONS`."""
     n: int
-    """Windows (trials that were ``too short``), or 0 where the recording is refused as a whole."""
+    """Windows (events for ``no trial``, trials for ``too short``), or 0: the recording as a whole."""
     detail: str
     """What was seen, and where first."""
 
@@ -142,7 +149,7 @@ def check_request(tables: Tables, spec: FixedWindows | EventWindows, target: Tar
     """Check that every name of a spec and of a signal to predict is there.
 
     An anchor may name an event that no recording has, as long as there is another: somebody may predict
-    recordings of one condition alone.
+    recordings of one condition alone. Who is to be left out need not be there.
 
     Raises
     ------
@@ -152,9 +159,10 @@ def check_request(tables: Tables, spec: FixedWindows | EventWindows, target: Tar
     for name in spec.signals:
         if name not in tables.signals or not tables.signals[name].present.any():
             raise InputError(f"No recording has a signal {name!r}. There are: {_listed(tables.signals)}.")
-    for name, values in spec.where.items():
+    for name in (*spec.where, *spec.excluding):
         if name not in tables.fields:
             raise InputError(f"Recordings have no field {name!r}. There are: {_listed(tables.fields)}.")
+    for name, values in spec.where.items():
         there_are = {value for value in tables.fields[name] if value is not None}
         if unknown := [value for value in values if value not in there_are]:
             raise InputError(f"No recording has {name} {_listed(unknown)}. There are: {_listed(there_are)}.")
@@ -214,8 +222,9 @@ def choose(
     """
     choice = _Choice(tables.ids)
     for field, values in spec.where.items():
-        texts = tables.field_texts(field)
-        choice.chosen &= np.array([*(value in values for value in texts.values), False])[texts.codes]
+        choice.chosen &= _is_one_of(tables.field_texts(field), values)
+    for field, values in spec.excluding.items():
+        _choose_others(choice, field, tables.field_texts(field), values)
     for name in spec.signals:
         _choose_present(choice, name, tables.signals[name])
     if isinstance(spec, EventWindows):
@@ -226,6 +235,18 @@ def choose(
         for name in spec.signals:
             _choose_form(choice, name, tables.signals[name])
     return choice.chosen, choice.refusals
+
+
+def _is_one_of(texts: Texts, values: tuple[str, ...]) -> NDArray[np.bool_]:
+    # One more at the end, which code -1 finds: no value.
+    named = np.array([*(value in values for value in texts.values), False])
+    return np.asarray(named[texts.codes])
+
+
+def _choose_others(choice: _Choice, field: str, texts: Texts, values: tuple[str, ...]) -> None:
+    choice.refuse(
+        _is_one_of(texts, values), "excluded", lambda i: f"its {field} is {texts.values[texts.codes[i]]!r}"
+    )
 
 
 def _choose_present(choice: _Choice, name: str, signal: SignalTable) -> None:
@@ -247,6 +268,33 @@ def _choose_form(choice: _Choice, name: str, signal: SignalTable) -> None:
         "other rate",
         lambda i: f"its {name!r} has {signal.rate_hz[i]:g} Hz; most have {rate_hz:g} Hz",
     )
+
+
+class Rules:
+    """What windows must be within, and must not overlap, in every signal.
+
+    Parameters
+    ----------
+    tables
+        What is known of the recordings.
+    signals
+        Names of the signals.
+    """
+
+    def __init__(self, tables: Tables, signals: Collection[str]) -> None:
+        self._signals = [_SignalRules.of(tables, name) for name in signals]
+
+    def verdict(self, located: Located) -> NDArray[np.uint8]:
+        """Give the place in `REASONS` of the first rule that each window breaks, in any signal."""
+        verdict = np.full(len(located.recording), _ADMITTED, np.uint8)
+        for signal in self._signals:
+            np.minimum(verdict, signal.verdict(located), out=verdict)
+        return verdict
+
+    def admit(self, located: Located) -> NDArray[np.bool_]:
+        """Tell which windows break none: (window,) bool."""
+        is_admitted: NDArray[np.bool_] = self.verdict(located) == _ADMITTED
+        return is_admitted
 
 
 class _Tally:
@@ -273,6 +321,14 @@ class _Tally:
             WindowRefusal(tables.ids[i], REASONS[reason], n, f"{_SAID[reason]}, the first at {first_s:.3f} s")
             for (i, reason), (n, first_s) in self._counted.items()
         ]
+
+
+def no_trial(tables: Tables, cutting: Cutting, row: NDArray[np.int32]) -> list[WindowRefusal]:
+    """Refuse events that the anchor names and that are no trials: (event,) rows."""
+    recording, onset_s = cutting.recordings(row), cutting.event_onset_s[row]
+    tally = _Tally()
+    tally.add(recording, onset_s, np.full(len(row), _NO_TRIAL, np.uint8))
+    return tally.refusals(tables)
 
 
 def too_short(tables: Tables, cutting: Cutting, origin: NDArray[np.int32]) -> list[WindowRefusal]:
@@ -307,8 +363,8 @@ def judge(
         (window,) bool, and what was refused.
     """
     tally = _Tally()
-    signals = [_SignalRules.of(tables, name) for name in cutting.signals]
-    is_whole = _admitted_whole(signals, cutting, candidates)
+    rules = Rules(tables, cutting.signals)
+    is_whole = _admitted_whole(rules, cutting, candidates)
     if is_target is not None:
         is_whole &= is_target
     keep = np.repeat(is_whole, np.diff(candidates.bounds))
@@ -318,7 +374,7 @@ def judge(
             continue
         stretch, i_window = candidates.find(numbers)
         located = cutting.lay(candidates.origin[stretch], i_window)
-        verdict = _verdict(signals, located)
+        verdict = rules.verdict(located)
         if is_target is not None:
             # Of several reasons the one that is asked about first, the least, counts.
             verdict[(verdict == _ADMITTED) & ~is_target[stretch]] = _NO_TARGET
@@ -327,17 +383,7 @@ def judge(
     return keep, tally.refusals(tables)
 
 
-def _verdict(signals: list[_SignalRules], located: Located) -> NDArray[np.uint8]:
-    """Give the place in `REASONS` of the first rule that each window breaks, in any signal."""
-    verdict = np.full(len(located.recording), _ADMITTED, np.uint8)
-    for signal in signals:
-        np.minimum(verdict, signal.verdict(located), out=verdict)
-    return verdict
-
-
-def _admitted_whole(
-    signals: list[_SignalRules], cutting: Cutting, candidates: Stretches
-) -> NDArray[np.bool_]:
+def _admitted_whole(rules: Rules, cutting: Cutting, candidates: Stretches) -> NDArray[np.bool_]:
     """Tell in which trials every window is admissible, without looking at each: (stretch,) bool.
 
     Windows of a trial are equally long, and later ones lie later in every signal. So where nothing is
@@ -353,7 +399,7 @@ def _admitted_whole(
         first, last = cutting.lay(origin, i_first), cutting.lay(origin, i_first + n_windows[some] - 1)
         reach = {name: last.starts[name] + last.lengths[name] - first.starts[name] for name in first.starts}
         whole = replace(first, lengths=reach)
-        is_whole[some] = (_verdict(signals, first) == _ADMITTED) & (_verdict(signals, whole) == _ADMITTED)
+        is_whole[some] = rules.admit(first) & rules.admit(whole)
     return is_whole
 
 

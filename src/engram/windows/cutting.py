@@ -176,6 +176,10 @@ class Cutting:
     """(event,) onset of each event."""
     event_duration_s: NDArray[np.float64]
     """(event,) duration of each event."""
+    crop: NDArray[np.int64] | None
+    """(recording,) samples of a window that are read; None: all."""
+    shift: NDArray[np.int64] | None
+    """(recording,) samples by which a window is moved in training, at most; None: not at all."""
 
     @classmethod
     def of(cls, tables: Tables, spec: FixedWindows | EventWindows) -> Self:
@@ -184,14 +188,16 @@ class Cutting:
         Raises
         ------
         InputError
-            If the window size or stride is less than a sample.
+            If the window size, its stride or crop is less than a sample, or the crop is longer than
+            the window.
         """
         signal = tables.signals[spec.signal]
         rate_hz = _rates(signal)
         size = _in_samples(spec.window_size_s, spec.window_size_samples, rate_hz)
         stride = _in_samples(spec.window_stride_s, spec.window_stride_samples, rate_hz)
         stride = size if stride is None else stride
-        for what, amount in (("window size", size), ("window stride", stride)):
+        crop = _in_samples(spec.crop_s, spec.crop_samples, rate_hz)
+        for what, amount in (("window size", size), ("window stride", stride), ("crop", crop)):
             if amount is not None and amount.min() < 1:
                 slowest_hz = rate_hz[amount.argmin()]
                 raise InputError(
@@ -209,6 +215,12 @@ class Cutting:
             found = _in_samples(spec.trial_start_offset_s, spec.trial_start_offset_samples, rate_hz)
             offset = offset if found is None else found
             trial_length = _in_samples(spec.trial_duration_s, spec.trial_duration_samples, rate_hz)
+        whole = trial_length if size is None else size
+        if crop is not None and whole is not None and (wrong := np.flatnonzero(crop > whole)).size:
+            raise InputError(
+                f"A crop of {crop[wrong[0]]} samples is longer than the window, which has {whole[wrong[0]]}. "
+                "Give a shorter one."
+            )
         main = _Line(spec.signal, rate_hz, signal.start_s, offset, size)
         return cls(
             lines=(main, *(_line(span, tables.signals[span.signal]) for span in spec.beside)),
@@ -220,12 +232,14 @@ class Cutting:
             event_recording=recording,
             event_onset_s=tables.event_numbers("onset_s"),
             event_duration_s=tables.event_numbers("duration_s"),
+            crop=crop,
+            shift=_in_samples(spec.shift_s, spec.shift_samples, rate_hz),
         )
 
     @property
     def n_bytes(self) -> int:
         """Bytes of what was worked out; columns of the tables are only looked at."""
-        held = [self.stride, self.trial_stop, self.trial_length]
+        held = [self.stride, self.trial_stop, self.trial_length, self.crop, self.shift]
         held += [array for line in self.lines for array in (line.offset, line.size)]
         rates = sum(_held_bytes(line.rate_hz) for line in self.lines)
         return rates + sum(_held_bytes(array) for array in held if array is not None)
@@ -301,8 +315,34 @@ class Cutting:
         return Located(recording, starts, lengths, anchor_s, i_window)
 
     def lengths(self, origin: NDArray[np.int32]) -> Mapping[str, NDArray[np.int64]]:
-        """Give how long the windows of trials are, all of one trial alike: signal -> (trial,) samples."""
-        return self._lengths(self.trials(origin))
+        """Give what is read of a window, all of one trial alike: signal -> (trial,) samples."""
+        trials = self.trials(origin)
+        return self._lengths(trials) if self.crop is None else self._cropped(trials.recording)
+
+    def place(self, whole: Located, offset: NDArray[np.int64] | None = None) -> Located:
+        """Give what is read of windows.
+
+        Parameters
+        ----------
+        whole
+            Where they lie.
+        offset
+            (window,) samples from a window's first one to the first that is read; None: the middle.
+        """
+        main = self.lines[0]
+        lengths = whole.lengths if self.crop is None else self._cropped(whole.recording)
+        if offset is None:
+            if self.crop is None:
+                return whole
+            offset = (whole.lengths[main.name] - lengths[main.name]) // 2
+        # With an offset there is one signal.
+        anchor_s = whole.anchor_s + offset / main.rate_hz[whole.recording]
+        start = whole.starts[main.name] + offset
+        return Located(whole.recording, {main.name: start}, lengths, anchor_s, whole.i_window_in_trial)
+
+    def _cropped(self, recording: NDArray[np.int32]) -> Mapping[str, NDArray[np.int64]]:
+        assert self.crop is not None
+        return {self.lines[0].name: self.crop[recording]}
 
     def _lengths(self, trials: Trials) -> Mapping[str, NDArray[np.int64]]:
         recording, main = trials.recording, self.lines[0]

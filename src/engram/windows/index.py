@@ -20,8 +20,18 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from engram.errors import InputError
-from engram.windows.admission import REASONS, WindowRefusal, check_request, choose, judge, too_short
+from engram.windows.admission import (
+    REASONS,
+    Rules,
+    WindowRefusal,
+    check_request,
+    choose,
+    judge,
+    no_trial,
+    too_short,
+)
 from engram.windows.cutting import Cutting, Located, Stretches
+from engram.windows.order import drawn_below
 from engram.windows.spec import EventWindows, FixedWindows
 from engram.windows.tables import Tables, Texts
 from engram.windows.targets import (
@@ -30,6 +40,8 @@ from engram.windows.targets import (
     SignalTarget,
     Target,
     TargetTask,
+    TimeTo,
+    anchor_events,
     look_up,
     named_events,
 )
@@ -160,7 +172,7 @@ class WindowIndex:
         ordinal = np.searchsorted(recordings, trials.recording)
         yield b"engram windows 1"
         for value in (self.spec, self.target):
-            yield _text([type(value).__name__, None if value is None else asdict(value)])
+            yield _text([type(value).__name__, None if value is None else _spelled(value)])
         yield _text(self.classes)
         yield _text([[tables.ids[i], tables.fingerprints[i]] for i in recordings.tolist()])
         for name in self.spec.signals:
@@ -189,6 +201,85 @@ class WindowIndex:
         """
         stretch, i_window = self.stretches.find(self._checked(numbers))
         return self._cutting.lay(self.stretches.origin[stretch], i_window)
+
+    def place(self, numbers: ArrayLike, offset: NDArray[np.int64] | None = None) -> Located:
+        """Give what is read of windows: all of each, or the crop that the spec asks for.
+
+        Parameters
+        ----------
+        numbers
+            (window,) whole numbers below ``len``.
+        offset
+            (window,) samples from a window's first one to the first that is read, as ``draw`` gives them;
+            None: the crop is the middle.
+
+        Raises
+        ------
+        InputError
+            If a number is not of this index, or an offset leads out of its recording.
+        """
+        whole = self.locate(numbers)
+        if offset is None:
+            return self._cutting.place(whole)
+        n_samples = self.tables.signals[self.spec.signal].n_samples[whole.recording]
+        if offset.shape != whole.recording.shape or len(self.spec.signals) > 1:
+            raise InputError(
+                f"Offsets are one for each of {len(whole.recording)} windows of one signal, not "
+                f"{offset.shape} for {len(self.spec.signals)} signals. Leave them out."
+            )
+        placed = self._cutting.place(whole, offset)
+        start, length = placed.starts[self.spec.signal], placed.lengths[self.spec.signal]
+        if ((start < 0) | (start + length > n_samples)).any():
+            wrong = int(np.flatnonzero((start < 0) | (start + length > n_samples))[0])
+            raise InputError(
+                f"With an offset of {offset[wrong]} samples a window begins at sample {start[wrong]} of a "
+                f"recording that has {n_samples[wrong]}. Use offsets that WindowIndex.draw gives."
+            )
+        return placed
+
+    def draw(self, numbers: ArrayLike, seed: int, epoch: int) -> NDArray[np.int64]:
+        """Draw where windows are read from in one pass of a training.
+
+        Parameters
+        ----------
+        numbers
+            (window,) whole numbers below ``len``.
+        seed, epoch
+            Of the pass. The same window has the same place in it whatever else is read with it.
+
+        Returns
+        -------
+        ndarray
+            (window,) int64 offsets for ``place``. Every place of a crop is as likely as another; a window
+            that a shift would bring out of its recording, or over what is marked bad or was not
+            measured, is not shifted.
+
+        Raises
+        ------
+        InputError
+            If a number is not of this index.
+        """
+        checked, cutting = self._checked(numbers), self._cutting
+        whole = self.locate(checked)
+        recording, length = whole.recording, whole.lengths[self.spec.signal]
+        offset = np.zeros(len(checked), np.int64)
+        if cutting.crop is not None:
+            offset = drawn_below((seed, epoch, "crops"), checked, length - cutting.crop[recording] + 1)
+        if cutting.shift is not None:
+            most = cutting.shift[recording]
+            shift = drawn_below((seed, epoch, "shifts"), checked, 2 * most + 1) - most
+            is_admitted = self._rules.admit(cutting.place(whole, offset + shift))
+            offset = offset + np.where(is_admitted, shift, 0)
+        return offset
+
+    @cached_property
+    def _rules(self) -> Rules:
+        return Rules(self.tables, self.spec.signals)
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether windows are read from places that a pass of a training draws."""
+        return self._cutting.crop is not None or self._cutting.shift is not None
 
     def _checked(self, numbers: ArrayLike) -> NDArray[np.int64]:
         checked = np.asarray(numbers)
@@ -261,7 +352,7 @@ class WindowIndex:
     def _trial_column(self, recording: NDArray[np.int32]) -> Column:
         trial = np.zeros(len(recording), np.int64)
         if isinstance(self.spec, EventWindows):
-            anchors = np.flatnonzero(named_events(self.tables, self.spec.anchor))
+            anchors = np.flatnonzero(anchor_events(self.tables, self.spec))
             first = np.searchsorted(self.tables.event_numbers("recording")[anchors], recording)
             trial = np.searchsorted(anchors, self.stretches.origin) - first
         used, codes = np.unique(trial, return_inverse=True)
@@ -427,12 +518,21 @@ def build_index(
         left.
     """
     check_request(tables, spec, target)
+    if isinstance(target, TimeTo) and (spec.crop_s is not None or spec.crop_samples is not None):
+        raise InputError(
+            "A time to an event cannot be told from a crop, which may lie anywhere in its window. Use a "
+            "shift, which the time is told from, or windows of the crop's length."
+        )
     chosen, refusals = choose(tables, spec, same_form=same_form)
     cutting = Cutting.of(tables, spec)
     origin = np.arange(len(tables), dtype=np.int32)
     if isinstance(spec, EventWindows):
         origin = np.flatnonzero(named_events(tables, spec.anchor)).astype(np.int32)
     origin = origin[chosen[cutting.recordings(origin)]]
+    if isinstance(spec, EventWindows):
+        is_anchor = anchor_events(tables, spec)[origin]
+        refusals += no_trial(tables, cutting, origin[~is_anchor])
+        origin = origin[is_anchor]
     n_windows = cutting.n_windows(origin)
     fits = n_windows > 0
     refusals += too_short(tables, cutting, origin[~fits])
@@ -459,6 +559,10 @@ def build_index(
         computed=None,
         refusals=tuple(refusals),
     )
+    if not len(index) and not refusals:
+        raise InputError(
+            f"No recording is what is asked for in every field: {_spelled_where(spec)}. Ask for less."
+        )
     if not len(index):
         counts = ", ".join(f"{n} {reason!r}" for reason, n in index.counts().items())
         first = refusals[0]
@@ -470,6 +574,10 @@ def build_index(
             f"No window is left. Refused: {counts}. The first, of {first.recording}: {first.detail}. {remedy}"
         )
     return index
+
+
+def _spelled_where(spec: FixedWindows | EventWindows) -> str:
+    return " and ".join(f"{field} {', '.join(values)}" for field, values in spec.where.items())
 
 
 def _used_classes(stretches: Stretches, classes: tuple[str, ...]) -> tuple[Stretches, tuple[str, ...]]:
@@ -502,6 +610,19 @@ def _digest(chunks: Iterable[bytes | memoryview]) -> str:
         digest.update(len(chunk).to_bytes(8, "little"))
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def _spelled(value: Any) -> dict[str, Any]:
+    """Give the fields of a spec or target; younger ones only where they say something.
+
+    So that an index has the fingerprint that it had before there were these fields.
+    """
+    return {name: each for name, each in asdict(value).items() if each or name not in _YOUNGER_FIELDS}
+
+
+_YOUNGER_FIELDS = {
+    "crop_s", "crop_samples", "excluding", "first_between", "shift_s", "shift_samples"
+}  # fmt: skip
 
 
 def _text(value: Any) -> bytes:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from engram.errors import InputError
 
-__all__ = ["Cursor", "Mode", "Order"]
+__all__ = ["Cursor", "Mode", "Order", "drawn_below"]
 
 Mode = Literal["sequential", "shuffled", "blocks", "groups", "lengths", "balanced"]
 """How an epoch walks through the windows.
@@ -531,6 +531,37 @@ should be (computed over all permutations); a sort is exact, and up to here as f
 _MIX_SHIFTS = np.uint64(30), np.uint64(27)
 _MIX_FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _HALF = np.uint64(32)
+
+
+def drawn_below(
+    place: tuple[int | str, ...], numbers: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Draw a number for each window, uniformly: a function of place and window alone.
+
+    Parameters
+    ----------
+    place
+        What is drawn, such as (seed, epoch, "crops").
+    numbers
+        (window,) numbers of the windows.
+    sizes
+        (window,) how many numbers there are to choose from, from 0; 1 to 2**31.
+
+    Returns
+    -------
+    ndarray
+        (window,) int64.
+
+    Examples
+    --------
+    >>> drawn_below((0, 3, "crops"), np.arange(4), np.full(4, 201)).tolist()
+    [169, 82, 105, 65]
+    """
+    hashes = _mixed(numbers.astype(np.uint64) ^ _keys(*place)[0])
+    hashes >>= _HALF
+    hashes *= sizes.astype(np.uint64)
+    hashes >>= _HALF
+    return hashes.view(np.int64)
 
 
 def _keys(*place: int | str) -> NDArray[np.uint64]:

@@ -64,19 +64,39 @@ def _check_stride(spec: FixedWindows | EventWindows) -> None:
         )
 
 
+def _check_places(spec: FixedWindows | EventWindows) -> None:
+    """Check what says which part of a window is read, and from where."""
+    _check_amount("crop", spec.crop_s, spec.crop_samples, above_zero=True)
+    _check_amount("shift", spec.shift_s, spec.shift_samples, above_zero=True)
+    has_crop = spec.crop_s is not None or spec.crop_samples is not None
+    has_shift = spec.shift_s is not None or spec.shift_samples is not None
+    if (has_crop or has_shift) and spec.beside:
+        raise InputError(
+            "Windows of several signals cannot be cropped or shifted: their samples would part. Leave "
+            "crop and shift out, or the signals beside."
+        )
+    has_size = spec.window_size_s is not None or spec.window_size_samples is not None
+    if has_crop and not (has_size or (isinstance(spec, EventWindows) and spec.has_duration)):
+        raise InputError("A crop is given without a length to take it from. Give a window size.")
+
+
 def _check_signals(spec: FixedWindows | EventWindows) -> None:
     names = spec.signals
     if len(set(names)) < len(names):
         raise InputError(f"Signals {names} name one twice. Name each signal of a window once.")
 
 
-def _tidied(where: object) -> Mapping[str, tuple[str, ...]]:
-    """Copy the mapping, sorted, so that two that mean the same are written the same."""
-    if not isinstance(where, Mapping):
-        raise InputError(f"where={where!r} is no mapping. Write for example {{'task': ('RestingState',)}}.")
-    for name, values in where.items():
-        check_names(f"where[{name!r}]", values, at_least=1)
-    return {name: where[name] for name in sorted(where)}
+def _tidy(spec: FixedWindows | EventWindows) -> None:
+    """Copy the choices of recordings, sorted, so that two that mean the same are written the same."""
+    for name in ("where", "excluding"):
+        choice: object = getattr(spec, name)
+        if not isinstance(choice, Mapping):
+            raise InputError(
+                f"{name}={choice!r} is no mapping. Write for example {{'task': ('RestingState',)}}."
+            )
+        for column, values in choice.items():
+            check_names(f"{name}[{column!r}]", values, at_least=1)
+        object.__setattr__(spec, name, {column: choice[column] for column in sorted(choice)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +178,18 @@ class FixedWindows:
     """Further signals of each window."""
     where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Recordings asked for, by descriptive field: ``{"task": ("RestingState",)}``; all if empty."""
+    excluding: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Recordings that are refused, by descriptive field: ``{"subject": ("NDARBA381JGH",)}``."""
+    crop_s: float | None = None
+    """Read only so much of each window, in seconds: the middle, or in training a stretch that is drawn
+    anew in every pass. None: all of it."""
+    crop_samples: int | None = None
+    """The same in samples."""
+    shift_s: float | None = None
+    """In training, read each window earlier or later by a time that is drawn anew in every pass, at most
+    so many seconds; one that would no longer be admissible stays. None: not at all."""
+    shift_samples: int | None = None
+    """The same in samples."""
 
     def __post_init__(self) -> None:
         _check_amount("window_size", self.window_size_s, self.window_size_samples, above_zero=True)
@@ -168,7 +200,8 @@ class FixedWindows:
             raise InputError(f"start_offset_s={self.start_offset_s} is before the recording. Use 0 or more.")
         _check_stride(self)
         _check_signals(self)
-        object.__setattr__(self, "where", _tidied(self.where))
+        _check_places(self)
+        _tidy(self)
 
     @property
     def signals(self) -> tuple[str, ...]:
@@ -230,9 +263,26 @@ class EventWindows:
     """Further signals of each window."""
     where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Recordings asked for, by descriptive field: ``{"task": ("contrastChangeDetection",)}``."""
+    excluding: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Recordings that are refused, by descriptive field: ``{"subject": ("NDARBA381JGH",)}``."""
+    crop_s: float | None = None
+    """Read only so much of each window, in seconds: the middle, or in training a stretch that is drawn
+    anew in every pass. None: all of it."""
+    crop_samples: int | None = None
+    """The same in samples."""
+    shift_s: float | None = None
+    """In training, read each window earlier or later by a time that is drawn anew in every pass, at most
+    so many seconds; one that would no longer be admissible stays. None: not at all."""
+    shift_samples: int | None = None
+    """The same in samples."""
+    first_between: tuple[str, ...] = ()
+    """Descriptions of events that divide a recording: of the anchor's events between one of them and the
+    next only the first is a trial, and those before the first and after the last of them are none.
+    Empty: all are."""
 
     def __post_init__(self) -> None:
         check_names("anchor", self.anchor, at_least=1)
+        check_names("first_between", self.first_between)
         _check_amount(
             "trial_start_offset", self.trial_start_offset_s, self.trial_start_offset_samples, above_zero=False
         )
@@ -241,7 +291,8 @@ class EventWindows:
         _check_amount("window_stride", self.window_stride_s, self.window_stride_samples, above_zero=True)
         _check_stride(self)
         _check_signals(self)
-        object.__setattr__(self, "where", _tidied(self.where))
+        _check_places(self)
+        _tidy(self)
 
     @property
     def has_duration(self) -> bool:

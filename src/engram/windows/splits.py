@@ -299,7 +299,7 @@ def _leave_gaps(index: WindowIndex, side_of: NDArray[np.int8], gap_s: float) -> 
 
 
 def _extents(index: WindowIndex, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Give where windows start and stop on their recordings' clocks, over all signals, in ticks."""
+    """Give where windows start and stop on their recordings' clocks, shifted at most, in ticks."""
     start = np.empty(len(numbers), np.int64)
     stop = np.empty(len(numbers), np.int64)
     for first in range(0, len(numbers), _CHUNK):
@@ -309,8 +309,9 @@ def _extents(index: WindowIndex, numbers: NDArray[np.int64]) -> tuple[NDArray[np
         for name in index.spec.signals:
             signal, samples = index.tables.signals[name], located.starts[name]
             rate_hz, start_s = signal.rate_hz[located.recording], signal.start_s[located.recording]
-            starts.append(start_s + samples / rate_hz)
-            stops.append(start_s + (samples + located.lengths[name]) / rate_hz)
+            shift_s = index.spec.shift_s or (index.spec.shift_samples or 0) / rate_hz
+            starts.append(start_s + samples / rate_hz - shift_s)
+            stops.append(start_s + (samples + located.lengths[name]) / rate_hz + shift_s)
         start[part] = np.rint(np.min(starts, axis=0) * _TICKS_HZ)
         # One tick less, since two windows that touch may seem to share one.
         stop[part] = np.rint(np.max(stops, axis=0) * _TICKS_HZ) - 1

@@ -105,7 +105,8 @@ class TimeTo:
     """Seconds from the anchor event to the first answering event, a regression.
 
     The first event of ``events`` at or after the anchor's onset counts, where it comes before the
-    next anchor's onset and before the next event of ``until``, both later than the anchor's own.
+    next anchor's onset and before the next event of ``until``, or that divides the recording
+    (``EventWindows.first_between``), all of them later than the anchor's own.
 
     Raises
     ------
@@ -181,6 +182,34 @@ def named_events(tables: Tables, names: tuple[str, ...]) -> NDArray[np.bool_]:
     return wanted[descriptions.codes] if len(wanted) else np.zeros(len(descriptions.codes), bool)
 
 
+def anchor_events(tables: Tables, spec: EventWindows) -> NDArray[np.bool_]:
+    """Tell which events are the anchors of windows: (event,) bool."""
+    named = named_events(tables, spec.anchor)
+    if not spec.first_between:
+        return named
+    recording, moment = tables.event_numbers("recording"), _moments(tables)[0]
+    # As infinitely many dividers as wanted, so that every row has one before it and one after it, of no
+    # recording if there is none.
+    dividers = np.flatnonzero(named_events(tables, spec.first_between))
+    moments = np.concatenate([[-1], moment[dividers], [len(moment)]])
+    of_recording = np.concatenate([[-1], recording[dividers], [-1]])
+    rows = np.flatnonzero(named)
+    before = np.searchsorted(moments[:-1], moment[rows], side="right") - 1
+    is_between = (of_recording[before] == recording[rows]) & (of_recording[before + 1] == recording[rows])
+    firsts = np.unique(before[is_between], return_index=True)[1]
+    anchors = np.zeros(len(named), bool)
+    anchors[rows[is_between][firsts]] = True
+    return anchors
+
+
+def _moments(tables: Tables) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Give the moment of each event (rows of one recording and onset share one), and their first rows."""
+    recording, onset_s = tables.event_numbers("recording"), tables.event_numbers("onset_s")
+    is_new = np.ones(len(onset_s), bool)
+    is_new[1:] = (np.diff(recording) != 0) | (np.diff(onset_s) != 0)
+    return np.cumsum(is_new) - 1, np.flatnonzero(is_new)
+
+
 def look_up(
     target: RecordingColumn | EventColumn | TimeTo,
     tables: Tables,
@@ -216,7 +245,7 @@ def look_up(
     if isinstance(spec, FixedWindows):
         raise InputError(f"{type(target).__name__} is about an anchor event. Cut EventWindows for it.")
     if isinstance(target, TimeTo):
-        return _times(target, tables, spec.anchor, origin)
+        return _times(target, tables, spec, origin)
     names = [name for name in tables.events.column_names if name not in _NUMBERS]
     if target.column not in names:
         raise _no_column(target, names, "Events have the columns")
@@ -263,29 +292,28 @@ def _number(text: str) -> float:
     return number if abs(number) <= _LARGEST else math.nan
 
 
-def _times(target: TimeTo, tables: Tables, anchor: tuple[str, ...], origin: NDArray[np.int32]) -> Found:
-    if both := set(target.events) & set(anchor):
+def _times(target: TimeTo, tables: Tables, spec: EventWindows, origin: NDArray[np.int32]) -> Found:
+    if both := set(target.events) & set(spec.anchor):
         raise InputError(
             f"TimeTo looks for {sorted(both)} before the next anchor, and they are anchors themselves. "
             "Name other events."
         )
     onset_s = np.append(tables.event_numbers("onset_s"), math.inf)
     recording = np.append(tables.event_numbers("recording"), -1)
-    # Rows of the same recording and onset are one moment: [first, after) are its rows.
     n_events = len(onset_s) - 1
-    is_new = np.ones(n_events, bool)
-    is_new[1:] = (np.diff(recording[:-1]) != 0) | (np.diff(onset_s[:-1]) != 0)
-    moments = np.append(np.flatnonzero(is_new), n_events)
-    moment = np.searchsorted(moments, origin, side="right") - 1
+    of_event, first_rows = _moments(tables)
+    first_rows = np.append(first_rows, n_events)
+    here, after = first_rows[of_event[origin]], first_rows[of_event[origin] + 1]
 
-    def next_s(names: tuple[str, ...], row: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Onset of the first event so named from a row on, in the same recording; else infinity."""
-        rows = np.append(np.flatnonzero(named_events(tables, names)), n_events)
+    def next_s(events: NDArray[np.bool_], row: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Onset of the first of some events from a row on, in the same recording; else infinity."""
+        rows = np.append(np.flatnonzero(events), n_events)
         found = rows[np.searchsorted(rows, row)]
         return np.where(recording[found] == recording[origin], onset_s[found], math.inf)
 
-    answer_s = next_s(target.events, moments[moment])
-    end_s = np.minimum(next_s(anchor, moments[moment + 1]), next_s(target.until, moments[moment + 1]))
+    answer_s = next_s(named_events(tables, target.events), here)
+    ends = anchor_events(tables, spec) | named_events(tables, (*target.until, *spec.first_between))
+    end_s = next_s(ends, after)
     time_s = answer_s - onset_s[origin]
     least, most = target.min_s or 0.0, math.inf if target.max_s is None else target.max_s
     is_target = (answer_s < end_s) & (time_s >= least) & (time_s <= most)
