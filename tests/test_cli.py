@@ -99,6 +99,23 @@ def test_filters_choose_recordings(corpus: Path) -> None:
     ]
 
 
+def test_releases_of_a_url_are_told_one_by_one_and_in_all(corpus: Path, tmp_path: Path) -> None:
+    """With what was fetched, stored, refused and deleted; as JSON with the same figures."""
+    words = ("prepare", corpus.as_uri(), tmp_path / "store", "--release", "R2,R1", "--run", 1)
+    said = run(*words, "--fetch-to", tmp_path / "raw").stdout.splitlines()
+    told = json.loads(run(*words, "--fetch-to", tmp_path / "raw", "--delete-raw", "--json").stdout)
+
+    assert [line.partition(":")[0] for line in said if line.startswith("R")] == ["R2_L100_bdf", "R1_L100_bdf"]
+    assert said[-1].startswith("2 releases: ")
+    assert [each["name"] for each in told["releases"]] == ["R2_L100_bdf", "R1_L100_bdf"]
+    assert [each["n_files"] for each in told["releases"]] == [0, 0]
+    assert all(each["deleted_bytes"] > 0 and each["prepared"] is None for each in told["releases"])
+    assert told["n_recordings"] == Store(tmp_path / "store").recordings.num_rows
+    refusals = [refusal["id"] for each in told["releases"] for refusal in each["refusals"]]
+    assert sum(told["refused"].values()) == len(refusals) == sum("refused: " in line for line in said)
+    assert not list((tmp_path / "raw").glob("*/*"))
+
+
 def test_every_step_has_an_option(corpus: Path, tmp_path: Path) -> None:
     """In the order in which they are usually run."""
     options = [
@@ -153,10 +170,17 @@ def test_a_damaged_store_is_exit_code_1_and_located(corpus: Path, tmp_path: Path
         (["prepare", "{corpus}", "store", "--precision", "float8"], 2, "Unknown precision 'float8'"),
         (["prepare", "{corpus}", "store", "--high-pass", "-1"], 2, "engram: "),
         (["list", "{corpus}", "--task", "Sleeping"], 2, "engram: "),
+        (
+            ["list", "s3://nmdatasets/NeurIPS25"],
+            2,
+            "is a URL. Prepare it with engram prepare s3://nmdatasets",
+        ),
         (["list", "{corpus}", "--subjects", ""], 2, "has an empty value"),
         (["list", "{corpus}", "--subjects", "007"], 2, "007"),
         (["prepare", "{corpus}", "store", "--notch", "50,a"], 2, "are not all numbers"),
         (["prepare", "{corpus}", "{corpus}"], 2, "is no store and is not empty"),
+        (["prepare", "{corpus}", "store", "--delete-raw"], 2, "is no URL, and nothing deleted"),
+        (["prepare", "file://{corpus}", "store", "--release", "R9"], 2, "Use one of: R1, R2."),
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(

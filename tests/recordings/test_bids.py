@@ -15,7 +15,7 @@ import pytest
 from engram.errors import InputError, SourceError
 from engram.recordings.bids import BidsSource
 from engram.recordings.mne_raw import RawRecording
-from engram.recordings.recording import Entry, Events
+from engram.recordings.recording import Entry, Events, Refusal
 from engram.testing.sources import SourceConformance, opened_files
 
 EVENTS = """onset\tduration\tvalue\tevent_code\tfeedback
@@ -66,7 +66,7 @@ class TestBidsConformance(SourceConformance):
 def test_entities_and_participants_become_fields(tmp_path: Path) -> None:
     """Entities lose their prefix, participants.tsv gives every column as text, n/a is absent."""
     table = (
-        "participant_id\trelease_number\tage\texternalizing\tRestingState\nsub-A\tR3\t10.5\tn/a\tavailable\n"
+        "participant_id\trelease_number\tage\texternalizing\tRestingState\nsub-A\tR5\t10.5\tn/a\tavailable\n"
     )
     files = {
         "participants.tsv": f"\ufeff{table}",
@@ -80,8 +80,8 @@ def test_entities_and_participants_become_fields(tmp_path: Path) -> None:
         "task": "rest",
         "acq": "hi",
         "run": "02",
-        "release": "R3",
-        "release_number": "R3",
+        "release": "R5",
+        "release_number": "R5",
         "age": "10.5",
         "RestingState": "available",
     }
@@ -94,6 +94,37 @@ def test_the_release_is_read_off_the_path(tmp_path: Path, folder: str) -> None:
         write_dataset(tmp_path / folder, {"sub-A/eeg/sub-A_task-x_eeg.bdf": None})
     ).entries()
     assert entry.fields["release"] == "R5"
+
+
+@pytest.mark.parametrize("folder", ["people", "R5_L100_bdf", "R05"])
+@pytest.mark.parametrize("told", ["R5", "r5", "R05", "5", "05", "5.0", "Release 5", "release-05"])
+def test_a_release_is_named_in_one_way(tmp_path: Path, folder: str, told: str) -> None:
+    """However release_number is spelt: R5 is kept from training by its name."""
+    table = f"participant_id\trelease_number\nsub-A\t{told}\n"
+    root = write_dataset(tmp_path / folder, names(("A",), ()) | {"participants.tsv": table})
+    (entry,) = BidsSource(root).entries()
+    assert (entry.fields["release"], entry.fields["release_number"]) == ("R5", told)
+
+
+@pytest.mark.parametrize("told", ["pilot", "R100", "2017"])
+def test_a_release_without_a_number_stays_as_it_is(tmp_path: Path, told: str) -> None:
+    """A number is of one or two digits."""
+    table = f"participant_id\trelease_number\nsub-A\t{told}\n"
+    (entry,) = BidsSource(write_dataset(tmp_path, names(("A",), ()) | {"participants.tsv": table})).entries()
+    assert entry.fields["release"] == told
+
+
+@pytest.mark.parametrize("told", ["3", "R3", "pilot"])
+def test_a_recording_of_two_releases_is_refused(tmp_path: Path, told: str) -> None:
+    """Which of them is right nobody can tell; other subjects are listed, n/a says nothing."""
+    table = f"participant_id\trelease_number\nsub-A\t{told}\nsub-B\tn/a\nsub-C\tRelease 5\n"
+    files = names(("A", "B", "C"), ()) | {"participants.tsv": table}
+    source = BidsSource(write_dataset(tmp_path / "R5_L100_bdf", files), releases="R5")
+    assert ids(source) == ["sub-B_task-RestingState", "sub-C_task-RestingState"]
+    (refusal,) = source.refusals()
+    assert (refusal.id, refusal.reason) == ("sub-A_task-RestingState", "release")
+    says = "R3" if "3" in told else told
+    assert refusal.detail.startswith(f"participants.tsv says {says}, the folder's name R5. ")
 
 
 def test_other_folder_names_are_no_release(tmp_path: Path) -> None:
@@ -153,6 +184,21 @@ def test_mini_takes_twenty_subjects_of_each_release(tmp_path: Path) -> None:
         write_dataset(tmp_path / release, names(tuple(str(n) for n in range(first, first + 22)), runs=()))
     subjects = {str(entry.fields["subject"]) for entry in BidsSource(tmp_path, mini=True).entries()}
     assert subjects == {str(n) for n in (*range(100, 120), *range(200, 220))}
+
+
+def test_mini_takes_twenty_subjects_of_each_dataset_without_a_release(tmp_path: Path) -> None:
+    """On the disk and in a listing alike."""
+    listings = {}
+    for dataset, first in (("ds1", 100), ("ds2", 200)):
+        listings[dataset] = names(tuple(str(n) for n in range(first, first + 22)), runs=())
+        write_dataset(tmp_path / dataset, listings[dataset])
+    source = BidsSource(tmp_path, mini=True)
+    subjects = {str(entry.fields["subject"]) for entry in source.entries()}
+    assert subjects == {str(n) for n in (*range(100, 120), *range(200, 220))}
+    listed = [of_one.filters["subjects"] for of_one in source.wanted(listings).values()]
+    assert [set(labels) for labels in listed] == [
+        {str(n) for n in range(first, first + 20)} for first in (100, 200)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -464,3 +510,98 @@ def test_a_dataset_written_by_mne_bids_equals_mne_bids(tmp_path: Path) -> None:
     source = BidsSource(tmp_path)
     assert ids(source) == ["sub-1_ses-a_task-rest_run-01", "sub-1_ses-a_task-rest_run-02"]
     assert_equal_to_mne_bids(source)
+
+
+# -- known by a listing only -------------------------------------------------------------
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"tasks": "RestingState"},
+    {"runs": [2], "subjects": 3},
+    {"subjects": ["B", "X"], "tasks": ["contrastChangeDetection", "RestingState"]},
+    {"releases": "R2"},
+    {"sessions": "1"},
+    {"mini": True, "runs": 1},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_what_is_wanted_of_a_listing_is_all_that_a_source_reads(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """A copy of the wanted files lists the same, refusals included, dataset by dataset; and no fewer do."""
+    people = {"participants.tsv": "participant_id\tage\nsub-A\t9\n", "README": None, "raw.zip": None}
+    sidecars = {
+        f"{name.removesuffix('eeg.bdf')}{end}": None
+        for name in names(("A", "B", "C"))
+        for end in ("events.tsv", "channels.tsv", "eeg.json")
+    }
+    shared = {"sub-A/eeg/sub-A_coordsystem.json": None, "sub-B/eeg/sub-B_run-2_notes.tsv": None}
+    others = {
+        "sub-A/anat/sub-A_T1w.nii": None,
+        "sub-A/eeg/._sub-A_task-RestingState_eeg.bdf": None,
+        "sub-C/eeg/sub-C_task-RestingState_eeg.gdf": None,
+        "sub-C/eeg/sub-C_task-x_eeg.set": None,
+        "sub-C/ses-1/eeg/sub-C_ses-1_task-x_eeg.vhdr": None,
+        "sub-C/ses-1/eeg/sub-C_ses-1_task-x_eeg.eeg": None,
+        "sub-C/ses-1/eeg/sub-C_ses-1_task-x_eeg.vmrk": None,
+        "sub-C/eeg/sub-C_task-x_eeg.mefd/a.segment": None,
+    }
+    files = {**people, **names(("A", "B", "C")), **sidecars, **shared, **others}
+    write_dataset(tmp_path / "all" / "R1_L100", files)
+    write_dataset(tmp_path / "all" / "R2_L100", {**people, **names(("X",)), **names(("Y",), runs=(1,))})
+    source = BidsSource(tmp_path / "all", **options)
+    listings = {
+        root.name: {p.relative_to(root).as_posix(): p.stat().st_size for p in root.rglob("*") if p.is_file()}
+        for root in sorted((tmp_path / "all").iterdir())
+    }
+    wanted = source.wanted(listings)
+    entries: list[Entry] = []
+    refusals: list[Refusal] = []
+    for name, of_one in wanted.items():
+        for path in of_one.files:
+            copy = tmp_path / "wanted" / name / path
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(tmp_path / "all" / name / path, copy)
+        if of_one.files:
+            alone = BidsSource(tmp_path / "wanted" / name, **of_one.filters)  # type: ignore[arg-type]
+            assert {e.id for e in alone.entries()} | {r.id for r in alone.refusals()} == of_one.ids
+            entries += alone.entries()
+            refusals += alone.refusals()
+
+    assert [told(entry) for entry in sorted(entries, key=lambda e: e.id)] == list(map(told, source.entries()))
+    assert sorted(refusals, key=lambda r: r.id) == list(source.refusals())
+    fetched = {path for of_one in wanted.values() for path in of_one.files}
+    assert not fetched & {"README", "raw.zip", "sub-A/anat/sub-A_T1w.nii"}
+    labels = {path.split("/")[0] for path in fetched if path.startswith("sub-")}
+    assert labels == {f"sub-{each.fields['subject']}" for each in entries} | {
+        f"sub-{each.id.split('_')[0].removeprefix('sub-')}" for each in refusals
+    }
+
+
+def told(entry: Entry) -> tuple[object, ...]:
+    """What an entry says, but for where its folder lies."""
+    return entry.id, dict(entry.fields), [(file.path.name, file.size_bytes) for file in entry.files]
+
+
+def test_a_listing_without_recordings_is_an_error(tmp_path: Path) -> None:
+    """As a folder without recordings is."""
+    with pytest.raises(InputError, match="There is no eeg recording in R1, R2"):
+        BidsSource(tmp_path).wanted({"R1": {"README": 1}, "R2": {"sub-A/anat/sub-A_T1w.nii": 1}})
+
+
+def test_the_same_recording_in_two_listings_is_an_error(tmp_path: Path) -> None:
+    """As in two folders; a filter may leave one of them out."""
+    listings = {"a": [*names(("A",), ())], "b": [*names(("A",))]}
+    with pytest.raises(InputError, match=r"^a.*_eeg\.bdf and b.*_eeg\.bdf are both sub-A_task-RestingState"):
+        BidsSource(tmp_path).wanted(listings)
+    wanted = BidsSource(tmp_path, tasks="contrastChangeDetection").wanted(listings)
+    assert [len(of_one.files) for of_one in wanted.values()] == [0, 2]
+
+
+def test_an_object_named_as_a_folder_of_recordings_is_left_alone(tmp_path: Path) -> None:
+    """As some tools mark folders; and a file that is still being written is not wanted."""
+    recording = "sub-1/eeg/sub-1_task-x_eeg.bdf"
+    paths = ["sub-1/eeg", recording, f"{recording}.tmp", "sub-1"]
+    (wanted,) = BidsSource(tmp_path).wanted({"R1": paths}).values()
+    assert wanted.files == (recording,)

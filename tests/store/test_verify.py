@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engram.preparation.ingest import prepare
+from engram.recordings.objects import ArrayRecording, ArraySignal, ArraySource
 from engram.store.reader import Store
 from engram.store.verify import Verification, verify
 
@@ -152,3 +154,19 @@ def test_damage_on_damage_is_still_all_found(copy: Path) -> None:
     assert {d.path for d in verify(copy).damages} == {
         extent.part.file, "tables/0000/checksums.parquet", "tables/0000/signals.parquet"
     }  # fmt: skip
+
+
+def test_the_files_of_some_calls_can_be_verified_alone(tmp_path: Path) -> None:
+    """Damage in another call's files is not looked for; what all calls share is."""
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        x = rng.normal(0, 20, (1000, 4))
+        prepare(ArraySource({name: ArrayRecording({"eeg": ArraySignal(x, 100.0)})}), tmp_path / "store")
+    flip(tmp_path / "store" / "parts" / "0000-00000-eeg-0" / "eeg" / "c" / "0" / "0", 5)
+
+    assert verify(tmp_path / "store", calls={1}).is_sound
+    assert only(verify(tmp_path / "store", calls={0}))[0].startswith("parts/0000-")
+    counts = [verify(tmp_path / "store", calls=calls).n_files for calls in ({0}, {1}, ())]
+    assert counts[0] + counts[1] - counts[2] == verify(tmp_path / "store").n_files
+    (tmp_path / "store" / "zarr.json").write_text("{")
+    assert "zarr.json" in {damage.path for damage in verify(tmp_path / "store", calls={1}).damages}

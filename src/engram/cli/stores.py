@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 
     from engram.memory.limits import Limit
     from engram.preparation.ingest import Prepared, Progress
-    from engram.recordings.recording import Refusal, Source
+    from engram.preparation.releases import PreparedRelease
+    from engram.recordings.recording import Refusal
     from engram.store.reader import Store
 
-__all__: list[str] = []
+__all__ = ["comma_separated"]
 
 _Subjects = Annotated[
     str | None, typer.Option("--subjects", help="A number of subjects, or their ids: A,B,C.")
@@ -37,7 +39,7 @@ _Mini = Annotated[bool, typer.Option("--mini", help="Only the first 20 subjects 
 
 @app.command("list", short_help="List the recordings of a folder.")
 def list_command(
-    root: Annotated[Path, typer.Argument(help="BIDS folder, or recordings.")],
+    root: Annotated[str, typer.Argument(help="BIDS folder, or recordings.")],
     subjects: _Subjects = None,
     session: _Sessions = None,
     task: _Tasks = None,
@@ -48,9 +50,10 @@ def list_command(
     as_json: JsonOption = False,
 ) -> None:
     """List the recordings of a folder without opening one."""
-    source = _source(
-        root, subjects=subjects, sessions=session, tasks=task, runs=run, releases=release, mini=mini
-    )
+    from engram.recordings import as_source
+
+    filters = _filters(subjects=subjects, sessions=session, tasks=task, runs=run, releases=release, mini=mini)
+    source = as_source(root, **filters)
     entries, refusals = source.entries(), source.refusals()
     if as_json:
         rows = [{"id": e.id, "size_bytes": e.size_bytes, **e.fields} for e in entries]
@@ -70,7 +73,7 @@ def list_command(
 
 @app.command("prepare", short_help="Prepare recordings into a store.")
 def prepare_command(
-    root: Annotated[Path, typer.Argument(help="BIDS folder, or recordings.")],
+    root: Annotated[str, typer.Argument(help="BIDS folder or its URL, or recordings.")],
     store: Annotated[Path, typer.Argument(help="Folder of the store: made, or added to.")],
     subjects: _Subjects = None,
     session: _Sessions = None,
@@ -93,14 +96,18 @@ def prepare_command(
     ] = "default",
     memory: Annotated[str | None, typer.Option(help="Memory budget, such as '700 MB'.")] = None,
     jobs: Annotated[int, typer.Option(help="Jobs at once.")] = 1,
+    fetch_to: Annotated[
+        Path | None, typer.Option(help="Folder for files of a URL; without it, STORE.fetched.")
+    ] = None,
+    delete_raw: Annotated[
+        bool, typer.Option("--delete-raw", help="Delete what was fetched of a release when it is prepared.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Prepare recordings into a store; again, only what is new or changed."""
-    from engram.preparation.ingest import prepare
+    from engram.recordings.remote import is_url
 
-    source = _source(
-        root, subjects=subjects, sessions=session, tasks=task, runs=run, releases=release, mini=mini
-    )
+    filters = _filters(subjects=subjects, sessions=session, tasks=task, runs=run, releases=release, mini=mini)
     steps = _steps(
         pick=pick,
         notch=notch,
@@ -110,18 +117,82 @@ def prepare_command(
         resample=resample,
         drop_flat=drop_flat,
     )
-    with _progress_bar(show=not as_json and sys.stderr.isatty()) as progress:
-        prepared = prepare(
-            source, store, steps=steps, precision=precision, memory=memory, n_jobs=jobs, progress=progress
+    options: dict[str, Any] = {"steps": steps, "precision": precision, "memory": memory, "n_jobs": jobs}
+    if is_url(root):
+        options |= {"fetch_to": fetch_to, "delete_raw": delete_raw}
+        _prepare_releases(root, store, as_json=as_json, **filters, **options)
+    elif fetch_to or delete_raw:
+        raise InputError(
+            f"Nothing is fetched from {root}, which is no URL, and nothing deleted. "
+            "Leave out --fetch-to and --delete-raw."
         )
+    else:
+        _prepare(root, store, filters, options, as_json=as_json)
+
+
+def _prepare(
+    root: str, store: Path, filters: dict[str, Any], options: dict[str, Any], *, as_json: bool
+) -> None:
+    from engram.preparation.ingest import prepare
+    from engram.recordings import as_source
+
+    source = as_source(Path(root), **filters)
+    with _progress_bar(show=not as_json and sys.stderr.isatty()) as (progress, _):
+        prepared = prepare(source, store, progress=progress, **options)
     if as_json:
         show_json(_prepared_json(prepared))
     else:
         _print_prepared(prepared)
 
 
-def _source(
-    root: Path,
+def _prepare_releases(url: str, store: Path, *, as_json: bool, **options: Any) -> None:
+    """Show each release when it is done, and a total."""
+    from engram.preparation.releases import prepare_releases
+
+    done: list[PreparedRelease] = []
+    with _progress_bar(show=not as_json and sys.stderr.isatty()) as (progress, fetching):
+        for release in prepare_releases(url, store, progress=progress, fetch_progress=fetching, **options):
+            done.append(release)
+            if not as_json:
+                show(_release_line(release))
+                _print_refusals(release.refusals)
+    refused = Counter(refusal.reason for release in done for refusal in release.refusals)
+    n_recordings = sum(release.n_recordings for release in done)
+    fetched_bytes = sum(release.fetched_bytes for release in done)
+    if as_json:
+        figures = {"n_recordings": n_recordings, "fetched_bytes": fetched_bytes, "refused": dict(refused)}
+        show_json({"releases": [_release_json(release) for release in done], **figures})
+        return
+    reasons = ", ".join(f"{n:,} {reason}" for reason, n in sorted(refused.items()))
+    show(
+        f"{count(len(done), 'release')}: {format_bytes(fetched_bytes)} fetched, "
+        f"{count(n_recordings, 'recording')} in {store}, {refused.total():,} refused"
+        f"{f' ({reasons})' if reasons else ''}"
+    )
+
+
+def _release_line(release: PreparedRelease) -> str:
+    fetched = f"{count(release.n_files, 'file')} ({format_bytes(release.fetched_bytes)}) fetched"
+    n_prepared = release.prepared.n_prepared if release.prepared else 0
+    recordings = f"{count(release.n_recordings, 'recording')} in the store, {n_prepared:,} of them new"
+    deleted = f", {format_bytes(release.deleted_bytes)} deleted" if release.deleted_bytes else ""
+    return f"{release.name}: {fetched}, {recordings}, {len(release.refusals):,} refused{deleted}"
+
+
+def _release_json(release: PreparedRelease) -> dict[str, Any]:
+    prepared = release.prepared and _prepared_json(release.prepared)
+    return {
+        "name": release.name,
+        "n_files": release.n_files,
+        "fetched_bytes": release.fetched_bytes,
+        "deleted_bytes": release.deleted_bytes,
+        "n_recordings": release.n_recordings,
+        "refusals": _refusal_rows(release.refusals),
+        "prepared": prepared,
+    }
+
+
+def _filters(
     *,
     subjects: str | None,
     sessions: str | None,
@@ -129,29 +200,29 @@ def _source(
     runs: str | None,
     releases: str | None,
     mini: bool,
-) -> Source:
-    from engram.recordings import as_source
-
+) -> dict[str, Any]:
+    """Read the options that choose recordings; those that were not given are left out."""
     filters: dict[str, Any] = {
         "subjects": _subjects(subjects),
-        "sessions": _values(sessions),
-        "tasks": _values(tasks),
-        "runs": _values(runs),
-        "releases": _values(releases),
+        "sessions": comma_separated(sessions),
+        "tasks": comma_separated(tasks),
+        "runs": comma_separated(runs),
+        "releases": comma_separated(releases),
     }
     chosen = {name: value for name, value in filters.items() if value is not None}
-    return as_source(root, **chosen, **({"mini": True} if mini else {}))
+    return {**chosen, "mini": True} if mini else chosen
 
 
 def _subjects(text: str | None) -> int | list[str] | None:
     """Read ``--subjects``: a plain number counts subjects, anything else names them."""
     if text is not None and text.isdigit() and str(int(text)) == text:
         return int(text)
-    values = _values(text)
+    values = comma_separated(text)
     return values and [value.removeprefix("sub-") for value in values]
 
 
-def _values(text: str | None) -> list[str] | None:
+def comma_separated(text: str | None) -> list[str] | None:
+    """Read the values of an option: A,B; None where it was not given."""
     if text is None:
         return None
     values = [value.strip() for value in text.split(",")]
@@ -162,7 +233,7 @@ def _values(text: str | None) -> list[str] | None:
 
 def _numbers(text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(value) for value in _values(text) or ())
+        return tuple(float(value) for value in comma_separated(text) or ())
     except ValueError as error:
         raise InputError(
             f"{text!r} are not all numbers. Write them with commas between them: 50,100."
@@ -184,7 +255,7 @@ def _steps(
 
     chosen: list[Any] = []
     if pick is not None:
-        chosen.append(steps.PickChannels(tuple(_values(pick) or ())))
+        chosen.append(steps.PickChannels(tuple(comma_separated(pick) or ())))
     if drop_flat:
         chosen.append(steps.DropFlat())
     if notch is not None:
@@ -196,7 +267,7 @@ def _steps(
     elif low_pass is not None:
         chosen.append(steps.LowPass(low_pass))
     if reference is not None:
-        names = _values(reference) or []
+        names = comma_separated(reference) or []
         chosen.append(steps.Rereference("average" if names == ["average"] else tuple(names)))
     if resample is not None:
         chosen.append(steps.Resample(resample))
@@ -204,10 +275,12 @@ def _steps(
 
 
 @contextmanager
-def _progress_bar(*, show: bool) -> Iterator[Callable[[Progress], None] | None]:
-    """Show recordings, GB, memory and time left, on a terminal only."""
+def _progress_bar(
+    *, show: bool
+) -> Iterator[tuple[Callable[[Progress], None] | None, Callable[[int, int], None] | None]]:
+    """Show recordings, GB, memory and time left, and what is fetched before, on a terminal only."""
     if not show:
-        yield None
+        yield None, None
         return
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn
@@ -218,11 +291,16 @@ def _progress_bar(*, show: bool) -> Iterator[Callable[[Progress], None] | None]:
         line = bar.add_task("preparing", total=1, text="")
 
         def show_progress(progress: Progress) -> None:
-            bar.update(
-                line, completed=progress.done_bytes, total=progress.total_bytes, text=_progress_text(progress)
-            )
+            update("preparing", progress.done_bytes, progress.total_bytes, _progress_text(progress))
 
-        yield show_progress
+        def show_fetched(done_bytes: int, all_bytes: int) -> None:
+            sizes = f"{done_bytes / 1e9:.2f}/{all_bytes / 1e9:.2f} GB"
+            update("fetching", done_bytes, all_bytes, sizes)
+
+        def update(what: str, done_bytes: int, all_bytes: int, text: str) -> None:
+            bar.update(line, description=what, completed=done_bytes, total=all_bytes, text=text)
+
+        yield show_progress, show_fetched
 
 
 def _progress_text(progress: Progress) -> str:
@@ -453,7 +531,7 @@ def generate_command(
 
     corpus = HbnCorpus(
         n_subjects=subjects,
-        releases=tuple(_values(releases) or ()),
+        releases=tuple(comma_separated(releases) or ()),
         effect_size=effect,
         seed=seed,
         quirks=QUIRKS if faults else frozenset(),

@@ -300,6 +300,32 @@ def _listed(steps: Sequence[Any]) -> tuple[Any, ...]:
         raise InputError(f"steps={steps!r} is no list. Write steps=[...].") from error
 
 
+def stored_fingerprints(root: Path) -> dict[str, Fingerprint]:
+    """Give the recordings that a store holds, with what each was made of; none of an unfinished store."""
+    if not read_manifest(root).calls:
+        return {}
+    table = Store(root).recordings
+    pairs = zip(table["recording"].to_pylist(), table["fingerprint"].to_pylist(), strict=True)
+    return {key: Fingerprint.parse(text) for key, text in pairs}
+
+
+def refuse_mixture(root: Path, others: Mapping[str, Fingerprint], steps: str) -> None:
+    """Refuse to prepare into a store that holds other recordings, prepared otherwise.
+
+    Raises
+    ------
+    InputError
+        If one of the others has other steps or precision.
+    """
+    for key, old in others.items():
+        if old.steps != steps:
+            raise InputError(
+                f"{root.name} holds {len(others)} recordings outside this listing, such as {key}, "
+                "that were prepared with other steps or precision. Use the same steps (engram inspect "
+                "shows them), or another store."
+            )
+
+
 class _Build:
     """One ``prepare`` call on a locked store."""
 
@@ -311,7 +337,7 @@ class _Build:
 
     def compare(self, entries: Sequence[Entry]) -> _Changes:
         """Find what is new or changed; refuse to mix recordings of different steps."""
-        stored = self._stored()
+        stored = stored_fingerprints(self.root)
         todo, changed = [], {}
         for entry in entries:
             old = stored.pop(entry.id, None)
@@ -326,26 +352,10 @@ class _Build:
                         continue
                     changed[entry.id] = reason
             todo.append(entry)
-        self._refuse_mixture(stored)
+        refuse_mixture(self.root, stored, self.steps_hash)
         for key, reason in sorted(changed.items()):
             logger.info("prepared again: %s, %s", key, reason)
         return _Changes(tuple(todo), len(entries) - len(todo), changed)
-
-    def _stored(self) -> dict[str, Fingerprint]:
-        if not self.manifest.calls:
-            return {}
-        table = Store(self.root).recordings
-        pairs = zip(table["recording"].to_pylist(), table["fingerprint"].to_pylist(), strict=True)
-        return {key: Fingerprint.parse(text) for key, text in pairs}
-
-    def _refuse_mixture(self, others: Mapping[str, Fingerprint]) -> None:
-        for key, old in others.items():
-            if old.steps != self.steps_hash:
-                raise InputError(
-                    f"{self.root.name} holds {len(others)} recordings outside this listing, such as {key}, "
-                    "that were prepared with other steps or precision. Use the same steps (engram inspect "
-                    "shows them), or another store."
-                )
 
     def plan(
         self,
@@ -470,7 +480,7 @@ class _Build:
 
     def _refuse_loss(self, refusals: Sequence[Refusal]) -> None:
         """Refuse to trade recordings that the store has for refusals by other steps."""
-        stored = self._stored()
+        stored = stored_fingerprints(self.root)
         lost = [r for r in refusals if r.id in stored and stored[r.id].steps != self.steps_hash]
         if lost:
             raise InputError(

@@ -15,6 +15,7 @@ from engram.recordings.bids import BidsSource
 from engram.recordings.files import FileSource
 from engram.recordings.objects import ArrayRecording, ArraySource, ConcatSource, RawSource
 from engram.recordings.recording import Source
+from engram.recordings.remote import is_url
 
 __all__ = ["as_source"]
 
@@ -36,7 +37,7 @@ def as_source(given: Any, **filters: Any) -> Source:
     ------
     InputError
         If this is none of those, there is no such filter, or filters are given for something
-        that is no BIDS dataset.
+        that is no BIDS dataset; or it is a URL, which has to be fetched first.
 
     Examples
     --------
@@ -46,6 +47,11 @@ def as_source(given: Any, **filters: Any) -> Source:
     names = [each.name for each in fields(BidsSource) if each.name != "root"]
     if unknown := sorted(set(filters) - set(names)):
         raise InputError(f"There is no filter {unknown[0]!r}. Use one of: {', '.join(names)}.")
+    if isinstance(given, str) and is_url(given):
+        raise InputError(
+            f"{given} is a URL. Prepare it with engram prepare {given} STORE, or prepare_releases of "
+            "engram.preparation.releases."
+        )
     if isinstance(given, str | Path) and _is_bids(Path(given)):
         return BidsSource(Path(given), **filters)
     if filters:

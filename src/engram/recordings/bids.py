@@ -19,8 +19,8 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ from engram.recordings.recording import Entry, Events, Field, Refusal
 if TYPE_CHECKING:
     from mne.io import BaseRaw
 
-__all__ = ["BidsSource"]
+__all__ = ["BidsSource", "Wanted", "release_in"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -50,10 +50,16 @@ N_MINI = 20
 _ENTITY_NAMES = {"sub": "subject", "ses": "session"}
 """Entities whose field has a longer name; the others are named as in the file."""
 
-_RELEASE = re.compile(r"(?:^|[_-])(R[0-9]+)(?:[_-]|$)")
+_RELEASE = re.compile(r"(?:^|[_-])R([0-9]+)(?:[_-]|$)")
 """Folder names such as R5, R5_L100_bdf, R5_mini_L100_bdf and cmi_bids_R5."""
 
+_RELEASE_NUMBER = re.compile(
+    r"\s*(?:HBN[-_ ]?)?(?:R|Release)?[-_ ]*0?([0-9]{1,2})(?:\.0)?(?:_mini)?\s*", re.IGNORECASE
+)
+"""Spellings of a release in ``release_number``: R5, r5, R05, 5, 5.0, Release 5, HBN-R5, R5_mini; no date."""
+
 _SIDECARS = ("_events.tsv", "_channels.tsv")
+_DESCRIPTIONS = (".json", ".tsv")
 
 _MNE_TYPES = {
     "EEG": "eeg",
@@ -73,6 +79,19 @@ _MNE_TYPES = {
     "PUPIL": "pupil",
 }
 """MNE's type for BIDS's, as MNE-BIDS 0.19 maps them; all others become ``misc``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a source would read of one dataset."""
+
+    ids: frozenset[str]
+    """Its recordings, also those that would be refused."""
+    files: tuple[str, ...]
+    """Paths below the dataset's folder, sorted: the recordings, what describes them, and the
+    tables and JSON files at the top. None where the filters leave no recording."""
+    filters: Mapping[str, tuple[str, ...]]
+    """Options of ``BidsSource`` that choose the same recordings in this dataset alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +129,8 @@ class BidsSource:
     datatype: str = "eeg"
     """Folder and suffix of the recordings: "eeg", "ieeg" or "meg"."""
     mini: bool = False
-    """Only the first 20 subjects of each release, in sorted order, for a first try.
+    """Only the first 20 subjects of each release (of each dataset that tells none), in sorted
+    order, for a first try.
 
     These are not the 20 of HBN-EEG's own mini releases; to get those, take the mini folders.
     """
@@ -130,7 +150,7 @@ class BidsSource:
         return self._listing().entries
 
     def refusals(self) -> tuple[Refusal, ...]:
-        """List recordings of unknown formats, without all their files or in two formats at once."""
+        """List recordings of unknown formats, without all their files, in two formats or of two releases."""
         return self._listing().refusals
 
     def open(self, entry: Entry) -> RawRecording:
@@ -151,19 +171,73 @@ class BidsSource:
         return RawRecording(raw, events)
 
     def _listing(self) -> _Listing:
-        found = [each for root in _roots(self.root) for each in _walk(root, self.datatype)]
-        if not found:
+        found = {root.name: list(_walk(root, self.datatype)) for root in _roots(self.root)}
+        if not any(found.values()):
             raise InputError(
                 f"There is no {self.datatype} recording in {self.root}. Name a dataset with sub-* folders."
             )
+        return _sorted(self._chosen(found))
+
+    def _chosen(self, datasets: Mapping[str, Sequence[_Found]]) -> list[_Found]:
+        found = [each for of_one in datasets.values() for each in of_one]
         if self.mini:
-            found = _of_first_subjects(found, N_MINI)
+            found = _of_first_subjects(datasets, N_MINI)
         for name, wanted in self._filters().items():
             found = _matching(found, name, wanted)
         if isinstance(self.subjects, int):
             labels = sorted({str(each.fields["subject"]) for each in found})
             found = _matching(found, "subject", set(labels[: self.subjects]))
-        return _sorted(found)
+        return found
+
+    def wanted(self, datasets: Mapping[str, Collection[str]]) -> dict[str, Wanted]:
+        """Choose what this source would read of datasets that are known by a listing only.
+
+        Parameters
+        ----------
+        datasets
+            Name of a dataset's folder -> path of each file below it. They stand for all that
+            ``root`` would hold; nothing on the disk is looked at.
+
+        Returns
+        -------
+        dict of Wanted
+            One for each dataset, in the same order.
+
+        Raises
+        ------
+        InputError
+            If there is no recording, a filter names what none of the datasets has, or recordings in
+            two of them have the same entities.
+        """
+        datasets = {  # hidden files are left out, as on the disk, and so is what is still being written
+            name: [path for path in paths if "/." not in f"/{path}" and not path.endswith(".tmp")]
+            for name, paths in datasets.items()
+        }
+        found = {name: _listed(name, paths, self.datatype) for name, paths in datasets.items()}
+        if not any(found.values()):
+            raise InputError(
+                f"There is no {self.datatype} recording in {', '.join(datasets)}. "
+                "Name a dataset with sub-* folders."
+            )
+        left = self._chosen(found)
+        _sorted(left)  # no two are the same recording
+        chosen = {id(each) for each in left}
+        return {
+            name: self._wanted([each for each in found[name] if id(each) in chosen], paths)
+            for name, paths in datasets.items()
+        }
+
+    def _wanted(self, found: Sequence[_Found], paths: Collection[str]) -> Wanted:
+        files = [path for path in paths if "/" not in path and path.endswith(_DESCRIPTIONS)]
+        files += _files_of(found, paths, self.datatype)
+        labels = {
+            name: sorted({_comparable(name, each.fields.get(name, "")) for each in found})
+            for name in ("subject", *self._filters())
+        }
+        filters = {f"{name}s": tuple(values) for name, values in labels.items()}
+        return Wanted(
+            frozenset(each.item.id for each in found), tuple(sorted(files)) if found else (), filters
+        )
 
     def _filters(self) -> dict[str, set[str]]:
         given = {
@@ -232,12 +306,19 @@ def _matching(found: Sequence[_Found], name: str, wanted: set[str]) -> list[_Fou
     ]
 
 
-def _of_first_subjects(found: Sequence[_Found], n_subjects: int) -> list[_Found]:
-    subjects: dict[Field, set[str]] = {}
-    for each in found:
-        subjects.setdefault(each.fields.get("release", ""), set()).add(str(each.fields["subject"]))
-    first = {release: set(sorted(labels)[:n_subjects]) for release, labels in subjects.items()}
-    return [each for each in found if each.fields["subject"] in first[each.fields.get("release", "")]]
+def _of_first_subjects(datasets: Mapping[str, Sequence[_Found]], n_subjects: int) -> list[_Found]:
+    """Take the first subjects of each release, and of each dataset that tells none."""
+    grouped: dict[Field, dict[str, list[_Found]]] = {}
+    for name, found in datasets.items():
+        for each in found:
+            subjects = grouped.setdefault(each.fields.get("release", name), {})
+            subjects.setdefault(str(each.fields["subject"]), []).append(each)
+    return [
+        each
+        for subjects in grouped.values()
+        for label in sorted(subjects)[:n_subjects]
+        for each in subjects[label]
+    ]
 
 
 # -- listing -----------------------------------------------------------------------------
@@ -271,7 +352,18 @@ def _walk(root: Path, datatype: str) -> Iterator[_Found]:
     for subject in _top(root).folders:
         if subject.startswith("sub-"):
             columns = {**release, **people.get(subject.removeprefix("sub-"), {})}
-            yield from _in_folder(root, PurePath(subject), datatype, columns)
+            found = _in_folder(root, PurePath(subject), datatype, columns)
+            is_of_two = bool(release) and columns["release"] != release["release"]
+            yield from _of_two_releases(found, release) if is_of_two else found
+
+
+def _of_two_releases(found: Iterator[_Found], release: Mapping[str, Field]) -> Iterator[_Found]:
+    """Refuse the recordings of a subject whom the table gives another release than the folder's name."""
+    for each in found:
+        says = f"participants.tsv says {each.fields['release']}, the folder's name {release['release']}"
+        refusal = Refusal(each.item.id, "release", f"{says}. Mend the table, or rename the folder.")
+        item = refusal if isinstance(each.item, Entry) else each.item
+        yield replace(each, fields={**each.fields, **release}, item=item)
 
 
 def _in_folder(root: Path, place: PurePath, datatype: str, columns: Mapping[str, Field]) -> Iterator[_Found]:
@@ -312,6 +404,51 @@ def _recordings(folder: Folder, columns: Mapping[str, Field]) -> Iterator[_Found
         yield _Found(fields, item)
 
 
+def _listed(name: str, paths: Collection[str], datatype: str) -> list[_Found]:
+    """Find the recordings of a dataset that is known by a listing only."""
+    release = release_in(name)
+    columns = {"release": release} if release else {}
+    folders = _listed_folders(Path(name), paths, datatype)
+    return [each for folder in folders for each in _recordings(folder, columns)]
+
+
+def _listed_folders(root: Path, paths: Collection[str], datatype: str) -> Iterator[Folder]:
+    """Give the folders of recordings as if they were on the disk, with files of no bytes."""
+    inside: dict[Path, list[str]] = {}
+    for path in sorted(paths):
+        if place := _recording_place(path, datatype):
+            inside.setdefault(place, []).append(Path(path).relative_to(place).as_posix())
+    for place, names in inside.items():
+        folders = {name.partition("/")[0] for name in names if "/" in name}
+        files = dict.fromkeys((name for name in names if "/" not in name), 0)
+        yield Folder(root / place, files, tuple(sorted(folders)))
+
+
+def _recording_place(path: str, datatype: str) -> Path | None:
+    """Name the folder of recordings that a listed file lies in."""
+    subject, *below = Path(path).parent.parts or ("",)
+    n_parts = 3 if below and below[0].startswith("ses-") else 2
+    parts = (subject, *below)[:n_parts]
+    return Path(*parts) if subject.startswith("sub-") and parts[-1] == datatype else None
+
+
+def _files_of(found: Sequence[_Found], paths: Collection[str], datatype: str) -> Iterator[str]:
+    """Choose of a listing the files of these recordings, and those that describe one."""
+    recordings: dict[Field, list[dict[str, Field]]] = {}
+    for each in found:
+        entities = {name: value for name, value in each.fields.items() if name != "release"}
+        recordings.setdefault(entities.get("subject", ""), []).append(entities)
+    for path in paths:
+        if place := _recording_place(path, datatype):
+            name = Path(path).relative_to(place).parts[0]
+            own = _entity_fields(_entities_text(name, f"_{datatype}"))
+            others = recordings.get(own.get("subject", ""), [])
+            # What describes several recordings of a folder leaves out the entities in which they differ.
+            is_shared = path.endswith(_DESCRIPTIONS)
+            if any(own == other or (is_shared and own.items() <= other.items()) for other in others):
+                yield path
+
+
 def _heads(folder: Folder) -> dict[str, str]:
     """Find the files and folders that open a recording, or should, with the recording's id."""
     suffix = f"_{folder.path.name}"
@@ -343,12 +480,36 @@ def _entity_fields(recording_id: str) -> dict[str, Field]:
 def _release_of(root: Path) -> dict[str, Field]:
     """Read the release off the folder's name, or the name of the folder above."""
     place = root.resolve()
-    match = _RELEASE.search(place.name) or _RELEASE.search(place.parent.name)
-    return {"release": match[1]} if match else {}
+    release = release_in(place.name) or release_in(place.parent.name)
+    return {"release": release} if release else {}
+
+
+def release_in(name: str) -> str | None:
+    """Read the release off a folder's name.
+
+    Examples
+    --------
+    >>> release_in("R5_mini_L100_bdf"), release_in("cmi_bids_R5"), release_in("ds005505")
+    ('R5', 'R5', None)
+    """
+    match = _RELEASE.search(name)
+    return f"R{int(match[1])}" if match else None
+
+
+def _release_numbered(text: str) -> str:
+    """Name the release that ``release_number`` tells; text without its number stays as it is.
+
+    Examples
+    --------
+    >>> [_release_numbered(text) for text in ("R5", "r05", "5", "Release 5", "2017-05-01")]
+    ['R5', 'R5', 'R5', 'R5', '2017-05-01']
+    """
+    match = _RELEASE_NUMBER.fullmatch(text)
+    return f"R{int(match[1])}" if match else text
 
 
 def _read_participants(path: Path) -> dict[str, dict[str, Field]]:
-    """Read participants.tsv: all columns as text, n/a left out, release_number also as release."""
+    """Read participants.tsv: all columns as text, n/a left out, release_number also named as release."""
     if path.is_symlink() and not path.exists():
         raise InputError(
             f"{path} is a link to a file that is not here. Fetch it, for example with datalad get."
@@ -367,8 +528,8 @@ def _read_participants(path: Path) -> dict[str, dict[str, Field]]:
     for row in _rows(table):
         label = (row.pop("participant_id") or "").removeprefix("sub-")
         fields: dict[str, Field] = {name: value for name, value in row.items() if value is not None}
-        if "release_number" in fields:
-            fields["release"] = fields["release_number"]
+        if told := fields.get("release_number", fields.get("release")):
+            fields["release"] = _release_numbered(str(told))
         if not label or people.setdefault(label, fields) != fields:
             raise InputError(
                 f"{path} has a row without a participant, or two that differ for {label!r}. "

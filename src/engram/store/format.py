@@ -28,6 +28,7 @@ __all__ = [
     "Manifest",
     "array_metadata",
     "call_folder",
+    "call_of",
     "group_metadata",
     "part_path",
 ]
@@ -62,6 +63,18 @@ def part_path(call: int, group: int, signal: str, number: int) -> str:
     'parts/0000-00012-eeg-1'
     """
     return f"parts/{call:04d}-{group:05d}-{signal}-{number}"
+
+
+def call_of(path: str) -> int | None:
+    """Tell which call wrote a file of the store; None for what all calls share.
+
+    Examples
+    --------
+    >>> call_of("tables/0003/events.parquet"), call_of("zarr.json")
+    (3, None)
+    """
+    match = re.match(r"(?:tables|parts)/([0-9]{4,})[-/]", path)
+    return int(match[1]) if match else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ the seconds that it spoils; damage within a table to its row group and column.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from engram.errors import StoreDamaged, StoreFormatError
 from engram.store.backend import Part
 from engram.store.crc import crc32c, file_crc32c
-from engram.store.format import BUILDING, LOCK, MANIFEST, FileStamp
+from engram.store.format import BUILDING, LOCK, MANIFEST, FileStamp, call_of
 from engram.store.reader import Extent, Store
 
 __all__ = ["Damage", "Verification", "verify"]
@@ -59,7 +59,12 @@ class Verification:
         return not self.damages
 
 
-def verify(path: str | Path, progress: Callable[[int, int], None] | None = None) -> Verification:
+def verify(
+    path: str | Path,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    calls: Container[int] | None = None,
+) -> Verification:
     """Compare every file of a store with its checksum.
 
     Parameters
@@ -68,6 +73,8 @@ def verify(path: str | Path, progress: Callable[[int, int], None] | None = None)
         The store's folder.
     progress
         Called with bytes done and bytes in all, after every file.
+    calls
+        Numbers of the ``prepare`` calls whose files are compared; None for all.
 
     Raises
     ------
@@ -83,18 +90,21 @@ def verify(path: str | Path, progress: Callable[[int, int], None] | None = None)
         return Verification(1, 0, (Damage(MANIFEST, "content", str(error)),), ())
     locator = _Locator(store)
     damages: list[Damage] = []
-    total = sum(stamp.size_bytes for stamp in store.manifest.files.values())
+    files = {
+        name: stamp
+        for name, stamp in store.manifest.files.items()
+        if calls is None or (call := call_of(name)) is None or call in calls
+    }
+    total = sum(stamp.size_bytes for stamp in files.values())
     done = 0
     # Tables first: parts are located by what the tables say.
-    for name, stamp in sorted(
-        store.manifest.files.items(), key=lambda item: not item[0].startswith("tables/")
-    ):
+    for name, stamp in sorted(files.items(), key=lambda item: not item[0].startswith("tables/")):
         damages += _check_file(locator, name, stamp)
         done += stamp.size_bytes
         if progress is not None:
             progress(done, total)
     unlisted = tuple(sorted(_unlisted(root, store)))
-    return Verification(len(store.manifest.files) + 1, done, tuple(damages), unlisted)
+    return Verification(len(files) + 1, done, tuple(damages), unlisted)
 
 
 def _check_file(locator: _Locator, name: str, stamp: FileStamp) -> list[Damage]:
