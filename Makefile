@@ -14,7 +14,8 @@ DEMO := build/demo
 # The file that says: the libraries that Engram is measured beside are installed.
 PEERS := $(VENV)/.peers
 
-.PHONY: help setup demo test lint types docs changelog bench bench-quick bench-others clean
+.PHONY: help setup demo test lint types docs changelog bench bench-quick bench-others bench-challenge \
+    bench-scale clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -61,8 +62,15 @@ bench: $(PEERS) ## Measure loading beside other libraries; write results, table 
 bench-quick: $(PEERS) ## The same, small and short: shows a table, publishes nothing (10 minutes, 20 GB)
 	$(BIN)/python -m benchmarks.loading --quick
 
-bench-others: setup ## Measure preparing and training steps (minutes)
-	for script in benchmarks/*.py; do $(BIN)/python "$$script"; done
+bench-others: setup ## Measure preparing, memory and training steps (minutes)
+	for name in prepare memory training_step; do $(BIN)/python "benchmarks/$$name.py"; done
+
+bench-challenge: setup ## Compare what may help in the EEG challenge; write the table (an hour and a half)
+	$(BIN)/python benchmarks/challenge.py --folder build/challenge \
+	    --json benchmarks/results/challenge.json --page docs/reference/challenge-arms.md
+
+bench-scale: setup ## Prepare, read and train on 719 subjects under 4 GB (half an hour, 30 GB)
+	$(BIN)/python benchmarks/scale.py
 
 $(PEERS): $(READY) benchmarks/requirements.txt benchmarks/requirements-no-deps.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet \

@@ -16,6 +16,7 @@ import engram
 from engram.cli import app
 from engram.errors import EngramError
 from engram.testing.trials import make_trials
+from engram.training.recipe import read_recipe
 
 RECIPE = """
 name = "trials"
@@ -132,6 +133,21 @@ def test_too_little_memory_is_exit_code_77_and_resumed_with_more(folder: Path) -
     assert (done.returncode, whole.returncode) == (0, 0)
     scores = [json.loads(told.stdout)["scores"] for told in (done, whole)]
     assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("name", ["demo", "challenge1", "challenge2"])
+def test_a_recipe_to_begin_with_is_shown_or_written(tmp_path: Path, name: str) -> None:
+    """Both are the same text, which is a recipe; a file that is there already is left alone."""
+    out = tmp_path / "recipe.toml"
+    assert f"Wrote {out}" in run("recipe", name, "--out", out).stdout.replace("\n", "")
+    assert read_recipe(out).model.name
+    assert run("recipe", name).stdout.strip() == out.read_text().strip()
+    out.write_text("mine")
+    refused = process("recipe", name, "--out", out)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "is there already" in refused.stderr
+    assert out.read_text() == "mine"
+    assert "There is no folder" in process("recipe", name, "--out", tmp_path / "nowhere" / "x.toml").stderr
 
 
 def test_evaluating_and_predicting(folder: Path) -> None:

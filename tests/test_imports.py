@@ -30,6 +30,7 @@ HEAVY = {
 OWN = {
     "engram.batches": {"torch"},
     # Lightning loads torchmetrics, and that SciPy and Matplotlib.
+    "engram.tasks": {"torch", "lightning", "scipy", "matplotlib"},
     "engram.training": {"torch", "lightning", "scipy", "matplotlib"},
 }
 """Rooms that are made of a heavy library, and what that brings along."""

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from engram.ledger import EpochLine, Ledger, MemoryLine, Score, SideLine
 from engram.training.recipe import ModelTable, Recipe, TargetTable, WindowsTable
-from engram.training.settings import FitSettings
+from engram.training.settings import FitSettings, Framing
 from engram.windows import (
     EventColumn,
     EventWindows,
@@ -40,6 +40,7 @@ TABLES = {
     "`[split]`": Split,
     "`[split.test]`": Side,
     "`[model]`": ModelTable,
+    "`[model.framing]`": Framing,
     "`[training]`": FitSettings,
 }
 """Heading on the page -> what the table below it describes."""

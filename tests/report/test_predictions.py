@@ -22,6 +22,7 @@ from engram.report.predictions import (
     pooled_score,
     read_predictions,
     score_subjects,
+    weighted_interval,
 )
 from engram.training.metrics import score_predictions
 
@@ -297,3 +298,16 @@ def test_values_of_a_target_signal_are_not_called_windows() -> None:
     assert made(np.arange(4), target, target).unit == "windows"
     several = Predictions("test", np.array([0, 0, 1, 1]), np.zeros(4, int), ("s",), target, target, 0)
     assert several.unit == score_subjects(several).unit == "values"
+
+
+def test_the_interval_of_a_sum_draws_each_person_once() -> None:
+    """For all parts at once: halves of one score give its interval; people of one part alone count, too."""
+    whole, fewer = clustered(20), clustered(12)
+    assert weighted_interval([(0.3, whole), (0.7, whole)], "rmse") == pytest.approx(interval(whole, "rmse"))
+    both = weighted_interval([(1.0, whole), (1.0, fewer)], "rmse")
+    parts = [interval(each, "rmse") for each in (whole, fewer)]
+    assert both is not None
+    assert None not in parts
+    low, high = (sum(bounds) for bounds in zip(*parts, strict=True))
+    assert low < both[0] < both[1] < high
+    assert weighted_interval([(1.0, whole), (1.0, clustered(9))], "rmse") is None

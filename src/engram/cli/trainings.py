@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tomllib
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 
 from engram.cli.app import app
 from engram.cli.screen import JsonOption, count, make_table, show, show_json
+from engram.cli.stores import comma_separated
 from engram.errors import DoesNotFit, InputError, MemoryExceeded
 from engram.units import format_bytes, format_duration
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from engram.ledger import Ledger, Score
+    from engram.tasks.entry import EntryScore
     from engram.training.fit import Progress
 
 __all__: list[str] = []
@@ -27,6 +30,39 @@ _OUT_OF_MEMORY = 77
 
 _Folder = Annotated[Path, typer.Argument(help="Folder of a training.")]
 _Memory = Annotated[str | None, typer.Option(help="Memory to keep within: '2 GB'.")]
+
+
+class _Recipes(StrEnum):
+    """Recipes to begin with."""
+
+    DEMO = "demo"
+    CHALLENGE_1 = "challenge1"
+    CHALLENGE_2 = "challenge2"
+
+
+@app.command("recipe", short_help="Write a recipe to begin with.")
+def recipe_command(
+    name: Annotated[_Recipes, typer.Argument(help="Which.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write; without, it is shown.")
+    ] = None,
+) -> None:
+    """Write a recipe to begin with: of the demo, or of a challenge of the EEG Foundation Challenge 2025."""
+    from importlib.resources import files
+
+    room = "engram.training" if name is _Recipes.DEMO else "engram.tasks"
+    text = files(room).joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    if out is None:
+        show(text.rstrip())
+        return
+    if out.exists():
+        raise InputError(
+            f"{out} is there already, and you may have changed it. Remove it, or name another file."
+        )
+    if not out.parent.is_dir():
+        raise InputError(f"There is no folder {out.parent}. Make it, or name another file.")
+    out.write_text(text, encoding="utf-8")
+    show(f"Wrote {out}. Change its store, or anything else, and run engram train {out} FOLDER")
 
 
 @app.command("train", short_help="Train what a recipe says, or go on with it.")
@@ -147,21 +183,44 @@ def _show_scores(scores: Sequence[Score], *, within_subject: bool) -> None:
         show("Subjects are on two sides of the split: these scores say nothing about unseen people.")
 
 
-@app.command("evaluate", short_help="Score a trained network again.")
+@app.command("evaluate", short_help="Score a trained network again, or an entry to a challenge.")
 def evaluate_command(
-    folder: _Folder,
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folder of a training; with --challenge, of several.")
+    ],
     side: Annotated[str, typer.Option(help="Side of its split: train, valid or test.")] = "test",
     store: Annotated[
         Path | None, typer.Option(help="Another store, all of whose windows are scored.")
     ] = None,
     memory: _Memory = None,
+    challenge: Annotated[
+        str | None, typer.Option(help="Score as a challenge does, on --store: eeg2025.")
+    ] = None,
+    release: Annotated[
+        str | None,
+        typer.Option(help="With --challenge: releases, R5,R6; all that were not trained on if left out."),
+    ] = None,
+    page: Annotated[Path | None, typer.Option(help="With --challenge: HTML page to write.")] = None,
+    device: Annotated[
+        str, typer.Option(help="With --challenge: where networks predict: cpu or cuda.")
+    ] = "cpu",
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Score a trained network again: on a side of its split, or on another store."""
+    """Score a trained network again: on a side of its split, on another store, or as a challenge does."""
+    if challenge is not None:
+        if side != "test" or memory is not None:
+            raise InputError("--side and --memory do not go with --challenge. Leave them out.")
+        _evaluate_entry(folders, store, challenge, release, page, device, as_json=as_json)
+        return
     from engram.training.train import evaluate
 
-    found = evaluate(folder, side=side, store=store, memory=memory)
+    if len(folders) > 1 or release is not None or page is not None or device != "cpu":
+        raise InputError(
+            "Several trainings, --release, --page and --device are for an entry to a challenge. Add "
+            "--challenge eeg2025."
+        )
+    found = evaluate(folders[0], side=side, store=store, memory=memory)
     if as_json:
         from dataclasses import asdict
 
@@ -169,6 +228,83 @@ def evaluate_command(
         return
     _show_scores(found.scores, within_subject=found.within_subject)
     _show_refused(found.refused)
+
+
+def _evaluate_entry(
+    folders: Sequence[Path],
+    store: Path | None,
+    challenge: str,
+    release: str | None,
+    page: Path | None,
+    device: str,
+    *,
+    as_json: bool,
+) -> None:
+    if challenge != "eeg2025":
+        raise InputError(f"There is no challenge {challenge!r}. Use eeg2025.")
+    if device != "cpu" and not (device.startswith("cuda") and _has_cuda()):
+        raise InputError(f"There is no device {device!r} here. Use cpu.")
+    if store is None:
+        raise InputError("An entry is scored on a store. Give --store.")
+    if page is not None and page.is_dir():
+        raise InputError(f"{page} is a folder. Name a file in it: {page / 'challenge.html'}.")
+    from engram.store.writer import disk_errors
+    from engram.tasks.entry import score_entry
+    from engram.tasks.entry_page import write_entry_page
+
+    shown = _show_scored if sys.stderr.isatty() else None
+    entry = score_entry(folders, store, comma_separated(release) or (), device=device, progress=shown)
+    if page is not None:
+        with disk_errors(page.parent):
+            write_entry_page(entry, page)
+    if as_json:
+        show_json(entry.to_dict())
+        return
+    _show_entry(entry)
+    if page is not None:
+        show(f"Open {page}")
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _show_scored(what: str, n_scored: int, n_windows: int) -> None:
+    typer.echo(f"\r\033[K{what}: {n_scored:,}/{n_windows:,} windows", err=True, nl=n_scored == n_windows)
+
+
+def _show_entry(entry: EntryScore) -> None:
+    table = make_table(
+        "challenge",
+        "release",
+        ">nRMSE",
+        ">95 % interval",
+        ">chance",
+        ">known beforehand",
+        ">subjects",
+        ">windows",
+    )
+    for name, each in entry.challenges.items():
+        pooled = {"all": each.pooled} if len(each.releases) > 1 else {}
+        for release, one in {**each.releases, **pooled}.items():
+            bounds = "" if one.interval is None else f"{one.interval[0]:.3f} to {one.interval[1]:.3f}"
+            figures = (f"{one.score.nrmse:.5f}", bounds, f"{one.chance:.3f}", f"{one.chance_beforehand:.5f}")
+            table.add_row(name, release, *figures, f"{one.n_subjects:,}", f"{one.n_windows:,}")
+    show(table)
+    for name, each in entry.challenges.items():
+        named = ", ".join(f"{n:,} {reason}" for reason, n in each.pooled.refused.items())
+        show(f"{name}, left out: {named or 'nothing'}")
+    if entry.overall is not None:
+        bounds = (
+            "" if entry.interval is None else f", 95 % {entry.interval[0]:.3f} to {entry.interval[1]:.3f}"
+        )
+        show(f"overall {entry.overall:.5f}{bounds}; chance 1")
+    if entry.steps:
+        show(f"The store was prepared with {', '.join(entry.steps)}, the scorer's recordings are not.")
+    for release, folders in entry.chosen_on().items():
+        show(f"{release} chose the epoch of {', '.join(folders)}: the scores on it are too good.")
 
 
 @app.command("predict", short_help="Predict the windows of a store.")
@@ -195,6 +331,44 @@ def predict_command(
 def _show_refused(refused: Mapping[str, int]) -> None:
     for reason, n in refused.items():
         show(f"left out, {reason}: {n:,}")
+
+
+@app.command("submit", short_help="Pack trainings for the EEG Foundation Challenge, and try them.")
+def submit_command(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of trainings: at least one for each challenge.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The zip.")] = Path("submission.zip"),
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Pack trained networks for the EEG Foundation Challenge, after running them as its scorer would."""
+    from dataclasses import asdict
+
+    from engram.tasks.submission import write_submission
+
+    checked = write_submission(folders, out)
+    if as_json:
+        show_json({**asdict(checked), "path": str(checked.path)})
+        return
+    table = make_table(
+        "challenge", ">networks", ">weights", ">per window", ">windows tried", ">largest difference"
+    )
+    for trial in checked.trials:
+        table.add_row(
+            trial.challenge,
+            f"{trial.n_networks:,}",
+            format_bytes(trial.weights_bytes),
+            f"{trial.window_s * 1000:.1f} ms",
+            f"{trial.n_windows:,}",
+            f"{trial.largest_difference:.1g}",
+        )
+    show(table)
+    gpu = "tried on the CPU" if checked.gpu_bytes is None else f"{format_bytes(checked.gpu_bytes)} of the GPU"
+    show(
+        f"Wrote {checked.path} ({format_bytes(checked.n_bytes)}). It imports "
+        f"{' and '.join(checked.libraries)}; memory {format_bytes(checked.peak_bytes)}, {gpu}."
+    )
 
 
 @app.command("report", short_help="Write a page about trainings.")

@@ -38,6 +38,8 @@ __all__ = [
     "MOST_CLASSES",
     "Drawing",
     "draw_confusions",
+    "draw_distributions",
+    "draw_intervals",
     "draw_losses",
     "draw_memory",
     "draw_predictions",
@@ -51,6 +53,7 @@ MOST_CLASSES = 30
 
 _MOST_POINTS = 1000  # more hide each other, and make the page large
 _MOST_COUNTED = 1_000_000  # more change no hexagon's shade, and counting them takes gigabytes
+_N_BINS = 40
 _MOST_NAMES = 30  # subjects that fit beside an axis with legible names
 
 # Names of custom properties, and their colours in light mode, by which Matplotlib's output is
@@ -219,6 +222,74 @@ def draw_predictions(name: str, predictions: Predictions, output: int) -> Drawin
         title += f", output {output + 1} of {predictions.target.shape[1]}"
     alt = f"{title}. {caption} {_spread('True', true)} {_spread('Predicted', guess)}"
     return _drawing(draw, name=name, title=title, alt=alt, caption=caption)
+
+
+def draw_distributions(name: str, predictions: Predictions, output: int) -> Drawing:
+    """Draw how often values occur, of what was predicted and of what is true.
+
+    Parameters
+    ----------
+    name
+        As in ``draw_losses``.
+    predictions
+        Of a regression.
+    output
+        Number of the output.
+    """
+    true, guess = predictions.target[:, output], predictions.prediction[:, output]
+    edges = np.histogram_bin_edges(np.concatenate([true, guess]), _N_BINS)
+
+    def draw(axes: Axes) -> None:
+        shares = [np.histogram(values, edges)[0] / len(values) for values in (true, guess)]
+        axes.stairs(shares[0], edges, fill=True, color=_COLOURS["muted"], alpha=0.35, label="true")
+        axes.stairs(shares[1], edges, lw=1.6, color=_COLOURS["blue"], label="predicted")
+        axes.axvline(true.mean(), ls="--", lw=1, color=_COLOURS["ink"], label="mean of the true")
+        axes.set(xlabel="value", ylabel=f"share of {predictions.unit}")
+        axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3)
+
+    caption = (
+        f"{len(true):,} {predictions.unit}. Predictions that differ less than what is true are usual where "
+        "much cannot be known; all in one column is a constant."
+    )
+    alt = f"Distribution. {_spread('True', true)} {_spread('Predicted', guess)}"
+    return _drawing(draw, name=name, title="Values, true and predicted", alt=alt, caption=caption)
+
+
+def draw_intervals(
+    name: str, labels: Sequence[str], values: Sequence[float], bounds: Sequence[tuple[float, float] | None]
+) -> Drawing:
+    """Draw scores below each other with their intervals, beside a chance of one.
+
+    Parameters
+    ----------
+    name
+        As in ``draw_losses``.
+    labels
+        What was scored.
+    values
+        nRMSE of each.
+    bounds
+        95 % interval of each, or None.
+    """
+    places = np.arange(len(labels))
+
+    def draw(axes: Axes) -> None:
+        for place, span in enumerate(bounds):
+            if span:
+                axes.hlines(place, *span, color=_COLOURS["blue"], lw=1.6, alpha=0.6)
+        axes.plot(values, places, "o", ms=6, mew=0, color=_COLOURS["blue"], label="network")
+        axes.axvline(1.0, ls=(0, (6, 3)), lw=1.1, color=_COLOURS["muted"], label="chance")
+        axes.set_yticks(places, [shortened(label, 28) for label in labels], fontsize=8.5)
+        axes.set(xlabel="nRMSE", ylim=(len(labels) - 0.4, -0.6))
+        axes.grid(visible=False, axis="y")
+        axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2)
+
+    told = (f"{label} {number(value)}" for label, value in zip(labels, values, strict=True))
+    alt = f"nRMSE beside chance, which is 1: {', '.join(told)}."
+    caption = "Lower is better. A line is the 95 % interval over subjects; there is none below ten of them."
+    height_in = max(2.0, 1.0 + 0.24 * len(labels))
+    title = "Scores beside chance"
+    return _drawing(draw, name=name, title=title, alt=alt, caption=caption, height_in=height_in)
 
 
 def draw_confusions(name: str, predictions: Predictions, classes: Sequence[str]) -> Drawing:

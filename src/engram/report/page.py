@@ -11,11 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
-from engram.atomic import replacing
-from engram.errors import InputError, MissingExtra
+from engram.errors import InputError
 from engram.ledger import Ledger, Score
 from engram.report import figures, tables
 from engram.report.figures import Drawing
@@ -28,6 +26,7 @@ from engram.report.predictions import (
     read_predictions,
     score_subjects,
 )
+from engram.report.rendering import write_page
 from engram.report.tables import Table, main_scores
 from engram.report.words import SIDES, metric_name, number
 from engram.units import format_bytes, format_duration
@@ -117,12 +116,7 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     trainings = _read_trainings(folders)
     sections = [_section(f"t{i}", training) for i, training in enumerate(trainings, 1)]
     comparison = _comparison(trainings) if len(trainings) > 1 else None
-    page = _render(sections, comparison)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as file:
-        # A name that is no Unicode text (from a file system that is not) becomes "?", not an error.
-        file.write(page.encode("utf-8", errors="replace"))
-    return out
+    return write_page(out, "page.html.j2", {"sections": sections, "comparison": comparison})
 
 
 def _read_trainings(folders: Sequence[Path]) -> list[_Training]:
@@ -135,19 +129,6 @@ def _read_trainings(folders: Sequence[Path]) -> list[_Training]:
         ledger = Ledger.read(folder)
         trainings.append(_Training(folder.resolve().name, ledger, read_predictions(folder, ledger)))
     return trainings
-
-
-def _render(sections: Sequence[_Section], comparison: _Comparison | None) -> str:
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise MissingExtra("jinja2", "report") from error
-    # Escaping is always on: names of recordings, classes and settings are a stranger's text.
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text("utf-8"))
-    return template.render(sections=sections, comparison=comparison)
 
 
 # ---------------------------------------------------------------- one training

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ __all__ = [
     "pooled_score",
     "read_predictions",
     "score_subjects",
+    "weighted_interval",
 ]
 
 FEWEST_SUBJECTS = 10
@@ -221,17 +222,37 @@ def interval(predictions: Predictions, metric: str) -> tuple[float, float] | Non
         None with fewer than 10 subjects, for a metric that is no function of sums, and where the
         score is not defined for every draw.
     """
-    n_subjects = len(predictions.subjects)
-    if n_subjects < FEWEST_SUBJECTS or metric not in _POOLED:
+    return weighted_interval([(1.0, predictions)], metric)
+
+
+def weighted_interval(parts: Sequence[tuple[float, Predictions]], metric: str) -> tuple[float, float] | None:
+    """Give the 95 % interval of a weighted sum of scores over subjects.
+
+    Parameters
+    ----------
+    parts
+        Weights, and what was predicted. A subject of several parts is drawn for all of them at once.
+    metric
+        Name of the score.
+
+    Returns
+    -------
+    (float, float) or None
+        As for ``interval``; None if any part would have none.
+    """
+    if metric not in _POOLED or min(len(part.subjects) for _, part in parts) < FEWEST_SUBJECTS:
         return None
-    sums, random = _sums(predictions), np.random.default_rng(0)
-    equal = np.full(n_subjects, 1 / n_subjects)
+    subjects = sorted({subject for _, part in parts for subject in part.subjects})
+    place = {subject: i for i, subject in enumerate(subjects)}
+    rows = [[place[subject] for subject in part.subjects] for _, part in parts]
+    sums, random = [_sums(part) for _, part in parts], np.random.default_rng(0)
+    equal = np.full(len(subjects), 1 / len(subjects))
+    drawn = np.zeros((_N_RESAMPLES // _RESAMPLES_AT_ONCE, _RESAMPLES_AT_ONCE))
     with np.errstate(invalid="ignore", divide="ignore"):
-        values = [
-            _POOLED[metric](np.tensordot(random.multinomial(n_subjects, equal, _RESAMPLES_AT_ONCE), sums, 1))
-            for _ in range(_N_RESAMPLES // _RESAMPLES_AT_ONCE)
-        ]
-    drawn = np.concatenate(values)
+        for i in range(len(drawn)):
+            times = random.multinomial(len(subjects), equal, _RESAMPLES_AT_ONCE)
+            for (weight, _), row, of_subject in zip(parts, rows, sums, strict=True):
+                drawn[i] += weight * _POOLED[metric](np.tensordot(times[:, row], of_subject, 1))
     if not np.isfinite(drawn).all():
         return None
     low, high = np.percentile(drawn, [2.5, 97.5])
