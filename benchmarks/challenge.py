@@ -8,7 +8,8 @@ trained: its row says how many there were.
 
 The effects are planted (``engram.testing.hbn``): one moves a component in time, the other the slope of the
 background. What helps to find them need not help on recordings of children; what costs nothing and does no
-harm here is worth a try there.
+harm here is worth a try there. Two seeds are few: a difference that is smaller than that between the seeds of
+an arm says nothing.
 
 The seeds are trained side by side, a core each. A training that is there already is not trained again: the
 same command goes on where it was stopped.
@@ -223,14 +224,15 @@ def _beside(base: Mapping[str, Any]) -> str:
 
 def page_of(rows: list[dict[str, Any]], machine: str) -> str:
     """Write the tables as Markdown."""
+    said = (__doc__ or "").replace("``", "`").split("\n\n")
     lines = [
         "# What helps in the EEG challenge, and what does not",
         "",
         "<!-- written by make bench-challenge -->",
         "",
-        *(line.strip() for line in (__doc__ or "").split("\n\n")[1].splitlines()),
+        *said[1].splitlines(),
         "",
-        *(line.strip() for line in (__doc__ or "").split("\n\n")[2].splitlines()),
+        *said[2].splitlines(),
         "",
         f"nRMSE, lower is better. {machine}",
     ]
