@@ -34,7 +34,7 @@ def kinds_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         by_precision.setdefault(precisions.get(name, "default"), {})[name] = dict(signals)
     with pytest.MonkeyPatch.context() as patch:
         # One prepare is of one precision; converting stores will not be.
-        patch.setattr(ingest._Build, "_refuse_mixture", lambda *_: None)
+        patch.setattr(ingest, "refuse_mixture", lambda *_: None)
         for precision, some in by_precision.items():
             prepare(make_source(some), path, precision={"eeg": precision}, part_bytes="10 MB").store.close()
     return path

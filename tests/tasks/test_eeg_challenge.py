@@ -49,7 +49,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two releases with every fault that HBN-EEG has."""
     root = tmp_path_factory.mktemp("hbn")
     write_hbn(root / "corpus", HbnCorpus(N_SUBJECTS, RELEASES, n_trials=6, n_runs=2, rest_s=10))
-    engram.prepare(root / "corpus", root / "store", memory="1 GB", precision={"eeg": "float32"}).store.close()
+    engram.prepare(root / "corpus", root / "store", memory="4 GB", precision={"eeg": "float32"}).store.close()
     return root
 
 

@@ -74,7 +74,7 @@ def trained(store: Path, folder: Path, challenge: int, **changes: Any) -> Path:
 
 def prepared(corpus: Path, store: Path, **options: Any) -> Path:
     """Prepare a corpus."""
-    engram.prepare(corpus, store, memory="1 GB", **options).store.close()
+    engram.prepare(corpus, store, memory="4 GB", **options).store.close()
     return store
 
 

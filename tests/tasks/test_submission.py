@@ -61,7 +61,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trainings for both challenges, of several kinds of network."""
     root = tmp_path_factory.mktemp("trained")
     write_hbn(root / "corpus", HbnCorpus(3, ("R1",), n_trials=6, n_runs=1, rest_s=10, quirks=frozenset()))
-    engram.prepare(root / "corpus", root / "store", memory="1 GB").store.close()
+    engram.prepare(root / "corpus", root / "store", memory="4 GB").store.close()
     framing = {"scaling": "channel", "downsample": 2, "reach": 0.5, "test_shifts": [-4, 0, 4]}
     models: Mapping[str, Any] = {
         "one": (1, {"name": "TimeLocalizer", "arguments": {"n_filters": 4}, "framing": framing}),
