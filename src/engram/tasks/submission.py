@@ -181,6 +181,7 @@ def _entry(name: str, folders: Sequence[Path]) -> _Entry:
     for folder in folders:
         with open_training(folder) as training:
             windows = training.sides.test or training.sides.valid or training.sides.train
+            _check_network(training.recipe.model.name, folder)
             factors.append(_factor(windows, folder))
             if len(set(factors)) > 1:
                 raise InputError(f"The trainings of {name} differ in unit. Prepare all in microvolts.")
@@ -193,7 +194,6 @@ def _entry(name: str, folders: Sequence[Path]) -> _Entry:
             if not np.isfinite(expected[-1]).all():
                 raise InputError(f"{folder} predicts what is no finite number. Train it again, more slowly.")
             parts.append(network)
-            _check_network(training.recipe.model.name, folder)
             expressions.append(_expression(training.recipe, windows))
     factor = factors[0]
     joined = InUnit(MeanOf(parts), factor)
