@@ -36,8 +36,10 @@ demo: setup ## The whole job on a generated corpus: generate, prepare, train, sc
 	rm -rf $(DEMO)
 	$(BIN)/engram demo $(DEMO)
 
+# A file's tests stay together, so that what its fixtures train or prepare is made once. Each process takes
+# up to 1.5 GB, hence not one per core of a large machine.
 test: setup ## All tests, the docstrings' examples and the documentation's code
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: setup ## Style, and which room may import which
 	$(BIN)/ruff check

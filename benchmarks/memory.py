@@ -134,6 +134,8 @@ def watch(path: Path, case: Case, seconds: float) -> dict[str, Any]:
         while not _is_over(end, samples):
             for batch in loader:
                 n_bytes += batch.X.nbytes
+                if not samples:
+                    _wait_for_ring()
                 samples.append(bound_usage().unreclaimable_bytes)
                 if _is_over(end, samples):
                     break
@@ -149,6 +151,16 @@ def watch(path: Path, case: Case, seconds: float) -> dict[str, Any]:
         "n_batches": len(samples),
         "delivered_bytes": n_bytes,
     }
+
+
+def _wait_for_ring() -> None:
+    """Wait until the threads have filled all that they may, as they do before a long step."""
+    from engram.memory.usage import bound_usage
+
+    held = [bound_usage().unreclaimable_bytes]
+    while len(held) < 5 or held[-1] - held[-5] > MB / 10:
+        time.sleep(0.25)
+        held.append(bound_usage().unreclaimable_bytes)
 
 
 def _is_over(end: float, samples: array[int]) -> bool:

@@ -409,6 +409,12 @@ def natively(**changes: Any) -> int:
     return _native.gather(*(arguments | changes).values())
 
 
+def _told(value: int | NDArray[Any]) -> str:
+    """Name a value, and of a longer array its shape."""
+    array = np.asarray(value)
+    return str(array.tolist() if array.size < 5 else array.shape)
+
+
 @needs_native
 @pytest.mark.parametrize(
     "changes",
@@ -429,14 +435,14 @@ def natively(**changes: Any) -> int:
         {"scale": np.ones((1, 2))},
         {"offset": np.ones((0, 3))},
         {"out": np.zeros(47, np.float32)},
-        {"scratch": np.empty(12 * 8 + 15, np.uint8)},
-        {"slots": np.empty(4096 + 8191, np.uint8), "slot_bytes": 8192},
-        {"slots": np.empty(1, np.uint8), "slot_bytes": 4096},
-        {"slots": np.empty(9000, np.uint8), "slot_bytes": 4095},
-        {"slots": np.empty(9000, np.uint8), "slot_bytes": 0},
-        {"slots": np.empty(9000, np.uint8), "slot_bytes": -4096},
-        {"slots": np.empty(9000, np.uint8), "slot_bytes": 4096},
-        {"slots": np.empty(9000, np.uint8), "slot_bytes": 2**62},
+        {"scratch": np.zeros(12 * 8 + 15, np.uint8)},
+        {"slots": np.zeros(4096 + 8191, np.uint8), "slot_bytes": 8192},
+        {"slots": np.zeros(1, np.uint8), "slot_bytes": 4096},
+        {"slots": np.zeros(9000, np.uint8), "slot_bytes": 4095},
+        {"slots": np.zeros(9000, np.uint8), "slot_bytes": 0},
+        {"slots": np.zeros(9000, np.uint8), "slot_bytes": -4096},
+        {"slots": np.zeros(9000, np.uint8), "slot_bytes": 4096},
+        {"slots": np.zeros(9000, np.uint8), "slot_bytes": 2**62},
         {"n_piece": 0},
         {"n_piece": 13},
         {"n_piece": -12},
@@ -457,7 +463,7 @@ def natively(**changes: Any) -> int:
         {"n_scales": 2},
         {"n_scales": -3},
     ],
-    ids=lambda changes: " ".join(f"{name}={np.asarray(value).tolist()}" for name, value in changes.items()),
+    ids=lambda changes: " ".join(f"{name}={_told(value)}" for name, value in changes.items()),
 )
 def test_what_does_not_fit_its_buffers_is_refused_natively(changes: dict[str, Any]) -> None:
     """A mistake of ours is a ValueError: nothing is written, beyond a buffer least of all."""
