@@ -239,6 +239,25 @@ def test_all_ways_give_what_numpy_decodes(
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("precision", "dtype"), [("float16", "float16"), ("float32", "float32")])
+@pytest.mark.parametrize("n_times", [8, 200, 511, 512, 513, 700])
+def test_windows_are_turned_in_any_length(
+    files: Files, precision: Precision, dtype: str, n_times: int, *, way: Way
+) -> None:
+    """Rows of 512 samples and fewer are turned elsewhere first, if a window fills them."""
+    values = values_of(dtype, 800, (19,))
+    backend, part = files.open(), files.add("eeg", values)
+    ranges = ranges_of([part], precision, [(0, 3, n_times, 0, 0), (0, 80, n_times - 1, 1, 1)])
+    out = np.zeros((2, 19, n_times), np.float32)
+    gathered(backend, ranges, out, way=way, is_turned=True)
+    backend.close()
+    wide = values.astype(np.float32).T
+    np.testing.assert_array_equal(out[0], wide[:, 3 : 3 + n_times])
+    np.testing.assert_array_equal(out[1, :, 1:], wide[:, 80 : 79 + n_times])
+    assert not out[1, :, 0].any()
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", [ZarrBackend, RamBackend])
 def test_a_store_s_recordings_are_what_it_reads(store_path: Path, kind: Any, *, way: Way) -> None:
     """Over every kind of signal; also from memory, where there are no files to read natively."""

@@ -159,22 +159,32 @@ BY_8 static void turn_block(const __m256 *rows, float *to, size_t n_times)
     }
 }
 
+/* Where eight rows of `to` lie together, they are turned in the processor's own cache and copied there at once:
+ * written to memory in pieces of 32 bytes, they take a tenth more processor time. Not past the caches: what that
+ * saves here, whoever uses the batch pays twice. */
+enum { MAX_TIMES_NEAR = 512 }; /* 16 KiB of eight rows */
+
 #define TURN_BY_8(name, type, LOAD_8, LOAD_1)                                                                          \
     BY_8 static void name(const type *restrict from, float *restrict to, size_t n_samples, size_t n_values,            \
                           size_t n_times)                                                                              \
     {                                                                                                                  \
+        float near[8 * MAX_TIMES_NEAR];                                                                                \
+        int is_near = n_samples == n_times && n_times <= MAX_TIMES_NEAR;                                               \
         size_t v = 0;                                                                                                  \
         for (; v + 8 <= n_values; v += 8) {                                                                            \
+            float *rows_of_8 = is_near ? near : to + v * n_times;                                                      \
             size_t t = 0;                                                                                              \
             for (; t + 8 <= n_samples; t += 8) {                                                                       \
                 __m256 rows[8];                                                                                        \
                 for (int i = 0; i < 8; i++)                                                                            \
                     rows[i] = LOAD_8(from + (t + i) * n_values + v);                                                   \
-                turn_block(rows, to + v * n_times + t, n_times);                                                       \
+                turn_block(rows, rows_of_8 + t, n_times);                                                              \
             }                                                                                                          \
             for (; t < n_samples; t++)                                                                                 \
-                for (size_t i = v; i < v + 8; i++)                                                                     \
-                    to[i * n_times + t] = LOAD_1(from + t * n_values + i);                                             \
+                for (size_t i = 0; i < 8; i++)                                                                         \
+                    rows_of_8[i * n_times + t] = LOAD_1(from + t * n_values + v + i);                                  \
+            if (is_near)                                                                                               \
+                memcpy(to + v * n_times, near, 8 * n_times * sizeof *near);                                            \
         }                                                                                                              \
         for (; v < n_values; v++)                                                                                      \
             for (size_t t = 0; t < n_samples; t++)                                                                     \
