@@ -350,6 +350,9 @@ static size_t gather_at_once(const Form *form, const Ranges *ranges, char *slots
         return 0;
     while (n_idle < depth && n_idle < MAX_DEPTH)
         idle[n_idle] = n_idle, n_idle++;
+    /* A quarter of them at once: to wake a thread for every single one takes the machine longer than to read it,
+     * and a virtual one most. */
+    size_t n_wanted = n_idle < 4 ? 1 : n_idle / 4;
     for (;;) {
         while (n_idle && i < n_sound) {
             size_t n_left = (size_t)ranges->length[i] * form->n_values - value;
@@ -387,7 +390,8 @@ static size_t gather_at_once(const Form *form, const Ranges *ranges, char *slots
         }
         if (!n_flying)
             break;
-        long n_come = syscall(SYS_io_getevents, queue->context, 1L, (long)MAX_DEPTH, events, NULL);
+        long n_least = (long)(n_flying < n_wanted ? n_flying : n_wanted);
+        long n_come = syscall(SYS_io_getevents, queue->context, n_least, (long)MAX_DEPTH, events, NULL);
         if (n_come < 0 && errno != EINTR) {
             /* Forbidden, perhaps: ending the queue waits for what is in flight. */
             pthread_setspecific(queue_of_thread, NULL);
