@@ -113,9 +113,24 @@ def test_ratios_name_the_peer_that_they_are_against() -> None:
         row(results, "fast", 100.0, kind="one by one"),
         row(results, "gone", 0.0, kind="one by one", outcome="killed"),
     ]
-    ratios = results.ratios_of(rows, copy_gb_per_s=10.0, disk_gb_per_s=1.0)
+    ratios = results.ratios_of(rows)
     assert ratios["warm: x the best reader window by window"] == {"ratio": 3.0, "peer": "fast", "workers": 0}
     assert ratios["capped: x tensorstore"] is None
+
+
+def test_a_fraction_is_of_what_the_machine_could_do_in_that_minute() -> None:
+    """Each round is divided by its own limit: a machine that is slow for one of them changes no median."""
+    results, run, reader = load("results"), load("run"), load("readers").READERS["engram"]
+    rates = {"warm": (60_000, 30_000, 70_000), "capped": (20_000, 10_000, 30_000)}
+    limits = {"warm": [10.32, 5.16, 10.32], "capped": [1.25, 0.625, 1.25]}
+    outcome = run.Outcome({}, {reader.form: 0}, {}, {})
+    for regime, found in rates.items():
+        measured = [load("cell").Measured(1, each, 0.0, 50_000.0, 0.0, 0.0) for each in found]
+        outcome.runs[run.Cell(reader, 0, regime)] = run.Runs(measured, limits[regime])
+    ratios = results.ratios_of(results.rows_of(outcome))
+    assert ratios["warm: fraction of np.copyto"] == {"median": 0.6, "min": 0.6, "max": 0.7}
+    of_disk = ratios["capped: fraction of the disk's random reads, in bytes from the disk"]
+    assert of_disk == {"median": 0.8, "min": 0.8, "max": 1.2}
 
 
 def row(results: ModuleType, reader: str, windows_per_s: float, **fields: object) -> object:

@@ -1,9 +1,8 @@
 """Machine: what it is, and what it can do without any reader.
 
-Two limits, measured in every round of the run they are compared with: ``np.copyto`` between two
-arrays, which is what delivering a batch takes at the least, and random reads of the disk past the
-page cache, by fio where it is installed. A disk that is shared changes from minute to minute: they are
-measured right before each of Engram's cells.
+Two limits: ``np.copyto`` between two arrays, which is what delivering a batch takes at the least, and random
+reads of the disk past the page cache, by fio where it is installed. A machine that is shared changes from
+minute to minute: a limit is measured right before and right after each cell that is compared with it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import shutil
 import statistics
 import subprocess
 import time
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -33,22 +31,8 @@ READ_BYTES = -(-WINDOW_BYTES // BLOCK_BYTES) * BLOCK_BYTES
 DEPTH = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the machine can do."""
-
-    copy_gb_per_s: float
-    """``np.copyto`` between two float32 arrays of 256 MiB, one thread: bytes copied."""
-    disk_gb_per_s: float
-    """Random reads of a window's size, 32 at once, past the page cache."""
-
-
-def measure_limits(path: Path, seconds: float) -> Limits:
-    """Measure both, the disk for so many seconds."""
-    return Limits(_copy_gb_per_s(), _disk_gb_per_s(path, seconds))
-
-
-def _copy_gb_per_s() -> float:
+def copy_gb_per_s() -> float:
+    """Measure ``np.copyto`` between two float32 arrays of 256 MiB, one thread: bytes copied."""
     source, target = np.ones(COPY_BYTES // 4, np.float32), np.zeros(COPY_BYTES // 4, np.float32)
     durations_s = []
     for _ in range(7):
@@ -63,7 +47,8 @@ def disk_meter() -> str:
     return "fio" if shutil.which("fio") else "Engram's own threads with O_DIRECT, as fio is not installed"
 
 
-def _disk_gb_per_s(path: Path, seconds: float) -> float:
+def disk_gb_per_s(path: Path, seconds: float) -> float:
+    """Measure random reads of a window's size in a file, 32 at once, past the page cache."""
     if shutil.which("fio") is None:
         measured = read_at_random([path], READ_BYTES, seconds).gb_per_s
         if measured is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.loading.corpus import DELIVERED_BYTES
+from benchmarks.loading.corpus import DELIVERED_BYTES, WINDOW_BYTES
 from benchmarks.loading.results import Row
 
 if TYPE_CHECKING:
@@ -68,9 +68,8 @@ def _machine_text(machine: dict[str, Any]) -> str:
         "Data": f"{machine['corpus_gb']:.2f} GB in {machine['n_recordings']} recordings",
         "Memory in the capped regime": f"{machine['cap_mb']:.0f} MB for all processes, page cache included",
         "A cell": f"{machine['seconds']:g} s, the median of {machine['rounds']} rounds",
-        "`np.copyto`, one thread": f"{copy['median']:.1f} GB/s ({copy['min']:.1f} to {copy['max']:.1f})",
-        "Disk, random reads": f"{disk['median']:.2f} GB/s ({disk['min']:.2f} to {disk['max']:.2f}), "
-        f"by {machine['disk_meter']}, depth 32",
+        "`np.copyto`, one thread": f"{_spread(copy, 1)} GB/s",
+        "Disk, random reads": f"{_spread(disk, 2)} GB/s, by {machine['disk_meter']}, depth 32",
         "Versions": versions,
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in lines.items())])
@@ -110,14 +109,22 @@ def _rate(windows_per_s: float) -> str:
 def _ratios(ratios: dict[str, Any]) -> str:
     lines = ["| | measured |", "|---|--:|"]
     for name, value in ratios.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and "peer" in value:
             shown = f"{value['ratio']:.2f} ({value['peer']}, {value['workers']} workers)"
+        elif isinstance(value, dict):
+            shown = _spread(value, 3)
         elif isinstance(value, list):
             shown = ", ".join("not measured" if each is None else f"{each:,.0f}" for each in value)
         else:
             shown = "not measured" if value is None else f"{value:.2f}"
         lines.append(f"| {name} | {shown} |")
     return "\n".join(lines)
+
+
+def _spread(found: dict[str, float] | None, digits: int) -> str:
+    if found is None:
+        return "not measured"
+    return f"{found['median']:.{digits}f} ({found['min']:.{digits}f} to {found['max']:.{digits}f})"
 
 
 def _settings(settings: dict[str, dict[str, str]]) -> str:
@@ -186,9 +193,10 @@ def _draw_panel(panel: Axes, rows: list[Row], title: str) -> None:
 
 
 def _draw_limit(panel: Axes, regime: str, machine: dict[str, Any]) -> None:
-    if regime == "warm":
-        limit, name = machine["copy_gb_per_s"]["median"] * 1e9 / DELIVERED_BYTES, "np.copyto"
-    else:
-        limit, name = machine["disk_gb_per_s"]["median"] * 1e9 / (DELIVERED_BYTES / 2), "disk"
+    name = "np.copyto" if regime == "warm" else "disk"
+    found = machine["copy_gb_per_s" if regime == "warm" else "disk_gb_per_s"]
+    if found is None:
+        return
+    limit = found["median"] * 1e9 / (DELIVERED_BYTES if regime == "warm" else WINDOW_BYTES)
     panel.axvline(limit, color="black", linestyle=":", linewidth=1)
     panel.annotate(name, (limit, 0), (3, -2), textcoords="offset points", fontsize=7)

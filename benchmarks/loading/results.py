@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.loading.cell import Measured
 from benchmarks.loading.corpus import DELIVERED_BYTES, N_CHANNELS, WINDOW_BYTES, WINDOW_SAMPLES
 from benchmarks.loading.machine import READ_BYTES, describe_machine, disk_meter, version_of
 from benchmarks.loading.run import Cell, Outcome, Plan, Runs
@@ -67,6 +68,9 @@ class Row:
     """In which order windows come."""
     version: str
     """Version of its library."""
+    of_limit: list[float]
+    """GB/s over what the machine could do right before and right after, of every round: delivered, over
+    ``np.copyto``, where warm; from the disk, over its random reads, where capped. Of Engram only."""
 
 
 def rows_of(outcome: Outcome) -> list[Row]:
@@ -104,10 +108,20 @@ def _row(cell: Cell, runs: Runs, outcome: Outcome) -> Row:
         kind=cell.reader.kind,
         shuffle=cell.reader.shuffle,
         version=version_of(cell.reader.distribution),
+        of_limit=[
+            round(_limited_gb_per_s(cell, each) / limit, 3)
+            for each, limit in zip(measured, runs.limits_gb_per_s, strict=False)
+        ],
     )
 
 
-def ratios_of(rows: list[Row], copy_gb_per_s: float, disk_gb_per_s: float) -> dict[str, Any]:
+def _limited_gb_per_s(cell: Cell, measured: Measured) -> float:
+    """Give what a regime's limit limits: bytes delivered, or bytes from the disk."""
+    n_bytes = DELIVERED_BYTES if cell.regime == "warm" else measured.disk_bytes_per_window
+    return measured.windows_per_s * n_bytes / 1e9
+
+
+def ratios_of(rows: list[Row]) -> dict[str, Any]:
     """Compute what Engram promises; None where a part of a ratio was not measured."""
     by_regime = {
         regime: [row for row in rows if row.regime == regime] for regime in ("warm", "capped", "overlap")
@@ -145,9 +159,9 @@ def ratios_of(rows: list[Row], copy_gb_per_s: float, disk_gb_per_s: float) -> di
         "warm: x the best reader window by window": against("warm", kind=one_by_one),
         "warm: x the best batched reader of pre-cut windows": against("warm", reader=pre_cut),
         "warm: x the best peer": against("warm"),
-        "warm: fraction of np.copyto": warm and round(warm.gb_per_s / copy_gb_per_s, 3),
+        "warm: fraction of np.copyto": warm and _spread(warm.of_limit, 3),
         "capped: fraction of the disk's random reads, in bytes from the disk": capped
-        and round(capped.windows_per_s * capped.disk_bytes_per_window / 1e9 / disk_gb_per_s, 3),
+        and _spread(capped.of_limit, 3),
         "capped: stored bytes delivered / bytes from the disk": capped and capped.delivered_per_disk,
         "capped: x tensorstore": against("capped", reader=("tensorstore",)),
         "capped: x a DataLoader as most people write it": against("capped", kind=("as usual",)),
@@ -161,11 +175,19 @@ def ratios_of(rows: list[Row], copy_gb_per_s: float, disk_gb_per_s: float) -> di
     }
 
 
+def _spread(values: list[float], digits: int) -> dict[str, float] | None:
+    """Give the median of some figures, the lowest and the highest; None of none."""
+    if not values:
+        return None
+    found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: round(value, digits) for name, value in found.items()}
+
+
 def machine_of(plan: Plan, outcome: Outcome, rows: list[Row], date: datetime) -> dict[str, Any]:
     """Say what the rows were measured on and with."""
-    copies = [limits.copy_gb_per_s for limits in outcome.limits]
-    disks = [limits.disk_gb_per_s for limits in outcome.limits]
-    copy_gb_per_s, disk_gb_per_s = statistics.median(copies), statistics.median(disks)
+    limits = {
+        cell.regime: runs.limits_gb_per_s for cell, runs in outcome.runs.items() if runs.limits_gb_per_s
+    }
     names = dict.fromkeys([*OTHERS, *(reader.distribution for reader in plan.readers)])
     failed = {str(cell): runs.error for cell, runs in outcome.runs.items() if runs.error}
     return {
@@ -178,16 +200,8 @@ def machine_of(plan: Plan, outcome: Outcome, rows: list[Row], date: datetime) ->
         "cap_mb": plan.cap_bytes / 1e6,
         "rounds": plan.rounds,
         "seconds": plan.seconds,
-        "copy_gb_per_s": {
-            "median": round(copy_gb_per_s, 2),
-            "min": round(min(copies), 2),
-            "max": round(max(copies), 2),
-        },
-        "disk_gb_per_s": {
-            "median": round(disk_gb_per_s, 3),
-            "min": round(min(disks), 3),
-            "max": round(max(disks), 3),
-        },
+        "copy_gb_per_s": _spread(limits.get("warm", []), 2),
+        "disk_gb_per_s": _spread(limits.get("capped", []), 3),
         "disk_meter": f"{disk_meter()}, {READ_BYTES:,} bytes",
         "prepare_s": {form: round(seconds, 1) for form, seconds in outcome.prepare_s.items()},
         "settings": {
@@ -198,7 +212,7 @@ def machine_of(plan: Plan, outcome: Outcome, rows: list[Row], date: datetime) ->
             }
             for reader in plan.readers
         },
-        "ratios": ratios_of(rows, copy_gb_per_s, disk_gb_per_s),
+        "ratios": ratios_of(rows),
         "missing": outcome.missing,
         "failed": failed,
     }

@@ -19,12 +19,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.loading.cell import SLOW_WINDOWS_PER_S, Measured, Task
 from benchmarks.loading.corpus import WINDOW_BYTES, WINDOW_SAMPLES, Corpus, write_corpus
-from benchmarks.loading.machine import Limits, measure_limits
+from benchmarks.loading.machine import copy_gb_per_s, disk_gb_per_s
 from benchmarks.loading.reader import Reader, Regime
 
 from engram.store.medium import forget
@@ -85,6 +86,8 @@ class Runs:
     """What came of a cell so far."""
 
     measured: list[Measured] = field(default_factory=list)
+    limits_gb_per_s: list[float] = field(default_factory=list)
+    """What the machine could do meanwhile, one per measurement: of Engram's cells, warm and capped."""
     peak_bytes: int = 0
     outcome: str = "measured"
     """``measured``, ``killed`` (out of memory) or ``timed out``."""
@@ -103,7 +106,6 @@ class Outcome:
     """Everything that a run found out."""
 
     runs: dict[Cell, Runs]
-    limits: list[Limits]
     form_bytes: dict[str, int]
     """Bytes on disk by form."""
     prepare_s: dict[str, float]
@@ -148,19 +150,15 @@ def run(plan: Plan, tell: Callable[[str], None] = print) -> Outcome:
     corpus = Corpus(plan.folder / "corpus.f16", plan.n_recordings)
     _check_space(plan, corpus)
     write_corpus(corpus)
-    outcome = Outcome({}, [], {}, {}, missing)
+    outcome = Outcome({}, {}, {}, missing)
     with _home(plan.folder) as environment:
         bench = _Bench(plan, corpus, environment)
         _prepare(bench, outcome, tell)
         cells = [cell for cell in cells_of(plan) if cell.reader.name not in outcome.missing]
         outcome.runs = {cell: Runs() for cell in cells}
-        compared = {cell for cell in cells if cell.reader.name == "engram"} or {*cells[:1]}
         for number in range(plan.rounds):
             tell(f"round {number + 1} of {plan.rounds}")
             for cell in _in_order(cells, number):
-                if cell in compared:
-                    outcome.limits.append(measure_limits(corpus.path, plan.seconds))
-                    tell(str(outcome.limits[-1]))
                 if not outcome.runs[cell].is_over:
                     _measure(bench, cell, outcome.runs[cell], number)
                     tell(_line(cell, outcome.runs[cell]))
@@ -196,6 +194,13 @@ class _Bench:
             n_recordings=self.corpus.n_recordings,
             seconds=self.plan.seconds,
         )
+
+    def limit_of(self, cell: Cell) -> Callable[[], float] | None:
+        """Say how to measure what the machine can do, where Engram promises a fraction of it."""
+        if cell.reader.name != "engram":
+            return None
+        capped = partial(disk_gb_per_s, self.corpus.path, self.plan.seconds)
+        return {"warm": copy_gb_per_s, "capped": capped, "overlap": None}[cell.regime]
 
     def run(self, task: Task, limit_bytes: int, timeout_s: float) -> LimitedRun:
         """Run a task in a process of its own."""
@@ -242,6 +247,7 @@ def _in_order(cells: list[Cell], number: int) -> list[Cell]:
 
 def _measure(bench: _Bench, cell: Cell, runs: Runs, number: int) -> None:
     """Measure a cell once; a warm one whose pages were taken away meanwhile, once more."""
+    limit = bench.limit_of(cell)
     task = replace(
         bench.task(cell.reader), workers=cell.workers, stride_samples=cell.stride_samples, seed=number
     )
@@ -249,6 +255,7 @@ def _measure(bench: _Bench, cell: Cell, runs: Runs, number: int) -> None:
     for _ in range(2):
         files = _files(bench.plan.folder / cell.reader.form)
         read_all(files) if cell.regime == "warm" else forget(files)
+        before_gb_per_s = limit and limit()
         try:
             done = bench.run(task, limit_bytes, CELL_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -264,6 +271,8 @@ def _measure(bench: _Bench, cell: Cell, runs: Runs, number: int) -> None:
         measured = Measured(**json.loads(done.stdout.splitlines()[-1]))
         if cell.regime != "warm" or _was_warm(measured):
             runs.measured.append(measured)
+            if limit and before_gb_per_s:
+                runs.limits_gb_per_s.append((before_gb_per_s + limit()) / 2)
             return
     runs.error = f"{measured.disk_bytes_per_window:,.0f} bytes a window came from the disk in the warm regime"
 
@@ -299,4 +308,6 @@ def _line(cell: Cell, runs: Runs) -> str:
         return f"{cell}: {runs.outcome}"
     last = runs.measured[-1]
     peak_mb = runs.peak_bytes / 1e6
-    return f"{cell}: {last.windows_per_s:,.0f} windows/s, {peak_mb:.0f} MB, first {last.first_batch_s:.2f} s"
+    limit = f", limit {runs.limits_gb_per_s[-1]:.2f} GB/s" if runs.limits_gb_per_s else ""
+    rate = f"{last.windows_per_s:,.0f} windows/s"
+    return f"{cell}: {rate}, {peak_mb:.0f} MB, first {last.first_batch_s:.2f} s{limit}"

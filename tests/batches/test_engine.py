@@ -239,16 +239,40 @@ def test_memory_that_was_let_go_of_is_used_again(drop: Callable[[list[Any]], Non
 
 
 def test_memory_beyond_the_ring_is_given_back() -> None:
-    """Who held ten batches and lets them go is back at the ring's size some batches later."""
+    """Who held ten batches and lets them go is back at the ring's size, and stays there."""
     with allocated() as memory:
         passing = iter(make(60, n_slots=4, n_bytes=MIB))
         held = [next(passing) for _ in range(10)]
         assert 10 * MIB <= memory()[0] <= 14.2 * MIB
         held.clear()
+        assert memory()[0] <= 4.2 * MIB
         for _ in range(10):
             next(passing)
         assert memory()[0] <= 4.2 * MIB
         passing.close()  # type: ignore[attr-defined]  # a generator
+
+
+def test_others_may_let_go_of_what_is_beyond_the_ring() -> None:
+    """While the next batch is taken, any number of them: none is waited for that nobody reads."""
+    handed: SimpleQueue[Any] = SimpleQueue()
+
+    def let_go() -> None:
+        while (batches := handed.get()) is not None:
+            batches.clear()
+
+    thread = Thread(target=let_go)
+    thread.start()
+    held: list[Any] = []
+    for number, batch in enumerate(make(2000, n_slots=2)):
+        assert number_of(batch) == number
+        held.append(batch)
+        del batch
+        if len(held) == 1 + number % 5:
+            handed.put(held)
+            held = []
+    handed.put(None)
+    thread.join()
+    assert number == 1999
 
 
 def test_a_short_pass_has_no_more_slots_and_threads_than_batches() -> None:

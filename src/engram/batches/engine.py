@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from threading import Lock, Thread, current_thread
 from typing import Any, Protocol, TypeAlias
 from weakref import ref
@@ -174,11 +174,8 @@ class _Crew:
 
     def take(self, number: int) -> Batch:
         """Wait for a batch."""
-        with suppress(Empty):
-            while len(self._slots) > self._n_slots:
-                self._slots.discard(self._free.get_nowait())
         is_small = self._has_begun and len(self._slots) < self._n_slots
-        if is_small or len(self._handed) == len(self._slots):
+        if is_small or len(self._handed) >= len(self._slots):
             self._add_slot()  # or all memory is in the hands of the consumer, who wants one more
         self._has_begun = True
         while number not in self._early:
@@ -223,8 +220,14 @@ class _Crew:
         self._free.put(slot)
 
     def give_back(self, slot: _Slot) -> None:
-        """Use memory again that no batch has any more."""
-        if slot in self._slots:
+        """Use memory again that no batch has any more, if the ring lacks it."""
+        if slot not in self._slots:
+            return
+        if len(self._slots) > self._n_slots:
+            # In this order: whoever takes a batch meanwhile sees no memory that is in nobody's hands.
+            self._slots.discard(slot)
+            self._handed.discard(slot)
+        else:
             self._handed.discard(slot)
             self._free.put(slot)
 
@@ -234,6 +237,7 @@ class _Crew:
                 time.sleep(_GIVE_WAY_S)
             if not self._fill_next(slot):
                 return
+            del slot  # while this thread waits, nobody may want it any more
 
     def _fill_next(self, slot: _Slot) -> bool:
         with self._lock:
