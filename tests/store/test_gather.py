@@ -194,6 +194,7 @@ def places(draw: st.DrawFn) -> tuple[list[tuple[int, int, int, int, int]], tuple
     delivered=st.sampled_from(["as decoded", "float32", "bfloat16"]),
     where=places(),
     piece_values=st.sampled_from([1, 7, 40, 1000, 1 << 16]),
+    last_cache_bytes=st.sampled_from([0, 1, 1 << 40]),
     data=st.data(),
 )
 def test_all_ways_give_what_numpy_decodes(
@@ -203,11 +204,12 @@ def test_all_ways_give_what_numpy_decodes(
     delivered: str,
     where: tuple[list[tuple[int, int, int, int, int]], tuple[int, int]],
     piece_values: int,
+    last_cache_bytes: int,
     data: st.DataObject,
 ) -> None:
-    """Any precision, dtype, shape and piece, turned or not, to the bit; nothing else is written.
+    """Any precision, dtype, shape and piece, turned or not, past the caches or not, to the bit.
 
-    The model decodes slices of the array one by one.
+    Nothing else is written. The model decodes slices of the array one by one.
     """
     (precision, dtype), (rows, (n_rows, n_times)) = form, where
     is_bfloat16 = delivered == "bfloat16"
@@ -230,6 +232,7 @@ def test_all_ways_give_what_numpy_decodes(
         out = np.moveaxis(before, 1, -1).copy("C") if is_turned else before.copy()
         with (
             mock.patch.object(module, "PIECE_VALUES", piece_values),
+            mock.patch.object(module, "_last_cache_bytes", return_value=last_cache_bytes),
             nullcontext() if way == "numpy" else mock.patch.object(module, "_gather_plainly", None),
         ):
             how = {"is_turned": is_turned, "is_bfloat16": is_bfloat16}
@@ -241,20 +244,44 @@ def test_all_ways_give_what_numpy_decodes(
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("precision", "dtype"), [("float16", "float16"), ("float32", "float32")])
 @pytest.mark.parametrize("n_times", [8, 200, 511, 512, 513, 700])
+@pytest.mark.parametrize("last_cache_bytes", [0, 1, 1 << 40])
 def test_windows_are_turned_in_any_length(
-    files: Files, precision: Precision, dtype: str, n_times: int, *, way: Way
+    files: Files, precision: Precision, dtype: str, n_times: int, last_cache_bytes: int, *, way: Way
 ) -> None:
-    """Rows of 512 samples and fewer are turned elsewhere first, if a window fills them."""
+    """Rows of 512 samples and fewer are turned elsewhere first, if a window fills them.
+
+    More than the processor's cache holds goes to memory past it, wherever a line of the cache begins.
+    """
     values = values_of(dtype, 800, (19,))
     backend, part = files.open(), files.add("eeg", values)
     ranges = ranges_of([part], precision, [(0, 3, n_times, 0, 0), (0, 80, n_times - 1, 1, 1)])
-    out = np.zeros((2, 19, n_times), np.float32)
-    gathered(backend, ranges, out, way=way, is_turned=True)
-    backend.close()
     wide = values.astype(np.float32).T
-    np.testing.assert_array_equal(out[0], wide[:, 3 : 3 + n_times])
-    np.testing.assert_array_equal(out[1, :, 1:], wide[:, 80 : 79 + n_times])
-    assert not out[1, :, 0].any()
+    for offset in range(17):  # a line has 16 values
+        beside = np.zeros(2 * 19 * n_times + 34, np.float32)
+        out = beside[offset : offset + 2 * 19 * n_times].reshape(2, 19, n_times)
+        with mock.patch.object(module, "_last_cache_bytes", return_value=last_cache_bytes):
+            gathered(backend, ranges, out, way=way, is_turned=True)
+        np.testing.assert_array_equal(out[0], wide[:, 3 : 3 + n_times])
+        np.testing.assert_array_equal(out[1, :, 1:], wide[:, 80 : 79 + n_times])
+        assert not out[1, :, 0].any()
+        assert not beside[:offset].any()
+        assert not beside[offset + 2 * 19 * n_times :].any()
+    backend.close()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "n_bytes"),
+    [(["32K", "1024K", "32768K"], 32768 * 1024), (["", "48K"], 48 * 1024), (["unknown"], 0), ([], 0)],
+)
+def test_the_last_cache_is_the_largest_that_the_system_tells_of(
+    tmp_path: Path, sizes: list[str], n_bytes: int
+) -> None:
+    """A machine that tells nothing has none."""
+    for number, size in enumerate(sizes):
+        (tmp_path / f"index{number}").mkdir()
+        (tmp_path / f"index{number}" / "size").write_text(f"{size}\n")
+    assert module._last_cache_bytes(tmp_path) == n_bytes
+    assert module._last_cache_bytes(tmp_path / "none") == 0
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -423,6 +450,7 @@ def natively(**changes: Any) -> int:
         "n_times": 8,
         "n_scales": 3,
         "is_turned": True,
+        "is_past_caches": True,
     }
     assert changes.keys() <= arguments.keys()
     return _native.gather(*(arguments | changes).values())

@@ -49,6 +49,7 @@ typedef struct {
     size_t n_scales; /* scale and offset of each of so many values in turn; 0: none */
     int is_turned; /* out is (row, value, time), else (row, time, value) */
     int has_vectors; /* of the processor this runs on */
+    int is_past_caches; /* out does not stay in them anyway */
     char *stage, *wide, *narrow; /* scratch for n_piece values each: as stored, float32, bfloat16 */
     size_t n_piece;
 } Form;
@@ -140,8 +141,9 @@ TURN(turn_8, uint64_t)
 #define WIDE_1(from) _cvtsh_ss(*(from))
 #define SAME_8(from) _mm256_loadu_ps(from)
 #define SAME_1(from) (*(from))
+#define FENCE() _mm_sfence()
 
-BY_8 static void turn_block(const __m256 *rows, float *to, size_t n_times)
+BY_8 static inline __attribute__((always_inline)) void turn_block(const __m256 *rows, float *to, size_t n_times)
 {
     __m256 pairs[8], fours[8];
     for (int i = 0; i < 8; i += 2) {
@@ -159,14 +161,26 @@ BY_8 static void turn_block(const __m256 *rows, float *to, size_t n_times)
     }
 }
 
+/* Full lines of 64 bytes go to memory without being fetched first, which those that share them are not: the
+ * first and the last. */
+BY_8 static void copy_past_caches(float *to, const float *from, size_t n)
+{
+    size_t n_first = -(uintptr_t)to % 64 / sizeof *to, i = n_first < n ? n_first : n;
+    memcpy(to, from, i * sizeof *to);
+    for (; i + 16 <= n; i += 16) {
+        _mm256_stream_ps(to + i, _mm256_loadu_ps(from + i));
+        _mm256_stream_ps(to + i + 8, _mm256_loadu_ps(from + i + 8));
+    }
+    memcpy(to + i, from + i, (n - i) * sizeof *to);
+}
+
 /* Where eight rows of `to` lie together, they are turned in the processor's own cache and copied there at once:
- * written to memory in pieces of 32 bytes, they take a tenth more processor time. Not past the caches: what that
- * saves here, whoever uses the batch pays twice. */
+ * written to memory in pieces of 32 bytes, they take a tenth more processor time. */
 enum { MAX_TIMES_NEAR = 512 }; /* 16 KiB of eight rows */
 
 #define TURN_BY_8(name, type, LOAD_8, LOAD_1)                                                                          \
     BY_8 static void name(const type *restrict from, float *restrict to, size_t n_samples, size_t n_values,            \
-                          size_t n_times)                                                                              \
+                          size_t n_times, int is_past_caches)                                                          \
     {                                                                                                                  \
         float near[8 * MAX_TIMES_NEAR];                                                                                \
         int is_near = n_samples == n_times && n_times <= MAX_TIMES_NEAR;                                               \
@@ -183,7 +197,9 @@ enum { MAX_TIMES_NEAR = 512 }; /* 16 KiB of eight rows */
             for (; t < n_samples; t++)                                                                                 \
                 for (size_t i = 0; i < 8; i++)                                                                         \
                     rows_of_8[i * n_times + t] = LOAD_1(from + t * n_values + v + i);                                  \
-            if (is_near)                                                                                               \
+            if (is_near && is_past_caches)                                                                             \
+                copy_past_caches(to + v * n_times, near, 8 * n_times);                                                 \
+            else if (is_near)                                                                                          \
                 memcpy(to + v * n_times, near, 8 * n_times * sizeof *near);                                            \
         }                                                                                                              \
         for (; v < n_values; v++)                                                                                      \
@@ -194,8 +210,9 @@ TURN_BY_8(turn_float16_by_8, uint16_t, WIDE_8, WIDE_1)
 TURN_BY_8(turn_float32_by_8, float, SAME_8, SAME_1)
 #else
 #define HAS_VECTORS 0
-#define turn_float16_by_8(from, to, n_samples, n_values, n_times) ((void)0)
-#define turn_float32_by_8(from, to, n_samples, n_values, n_times) ((void)0)
+#define FENCE() ((void)0)
+#define turn_float16_by_8(from, to, n_samples, n_values, n_times, is_past_caches) ((void)0)
+#define turn_float32_by_8(from, to, n_samples, n_values, n_times, is_past_caches) ((void)0)
 #endif
 
 static void widen(const Form *form, const char *from, char *to, size_t n, const double *scale, const double *offset)
@@ -225,7 +242,8 @@ static void turn(const Form *form, const char *from, char *to, size_t n_samples)
     case 2: turn_2((const uint16_t *)from, (uint16_t *)to, n_samples, form->n_values, form->n_times); break;
     case 4:
         if (form->has_vectors)
-            turn_float32_by_8((const float *)from, (float *)to, n_samples, form->n_values, form->n_times);
+            turn_float32_by_8((const float *)from, (float *)to, n_samples, form->n_values, form->n_times,
+                              form->is_past_caches);
         else
             turn_4((const uint32_t *)from, (uint32_t *)to, n_samples, form->n_values, form->n_times);
         break;
@@ -255,7 +273,8 @@ static void deliver(const Form *form, const char *values, char *to, size_t n, co
         return;
     }
     if (form->stored == FLOAT16 && form->is_turned && form->delivered != BFLOAT16 && form->has_vectors) {
-        turn_float16_by_8((const uint16_t *)values, (float *)to, n / form->n_values, form->n_values, form->n_times);
+        turn_float16_by_8((const uint16_t *)values, (float *)to, n / form->n_values, form->n_values, form->n_times,
+                          form->is_past_caches);
         return;
     }
     if (is_converted) {
@@ -418,7 +437,7 @@ enum { BLOCK_BYTES = 4096 };
 
 PyDoc_STRVAR(gather_doc,
 "gather(descriptors, firsts, lengths, rows, ats, scale, offset, out, scratch, slots, slot_bytes, n_piece, stored,\n"
-"       delivered, stored_bytes, delivered_bytes, n_values, n_times, n_scales, is_turned)\n"
+"       delivered, stored_bytes, delivered_bytes, n_values, n_times, n_scales, is_turned, is_past_caches)\n"
 "\n"
 "Fill out with ranges of samples; give the number of the first range that ends too early, or their count.\n"
 "Where there are slots, past the page cache: descriptors are those of files opened for that.");
@@ -428,10 +447,10 @@ static PyObject *gather(PyObject *self, PyObject *arguments)
     Py_buffer descriptors, firsts, lengths, rows, ats, scale, offset, out, scratch, slots;
     Py_ssize_t slot_bytes, n_piece, stored_bytes, delivered_bytes, n_values, n_times, n_scales;
     Form form;
-    if (!PyArg_ParseTuple(arguments, "y*y*y*y*y*y*y*w*w*w*nniinnnnnp", &descriptors, &firsts, &lengths, &rows, &ats,
+    if (!PyArg_ParseTuple(arguments, "y*y*y*y*y*y*y*w*w*w*nniinnnnnpp", &descriptors, &firsts, &lengths, &rows, &ats,
                           &scale, &offset, &out, &scratch, &slots, &slot_bytes, &n_piece, &form.stored,
                           &form.delivered, &stored_bytes, &delivered_bytes, &n_values, &n_times, &n_scales,
-                          &form.is_turned))
+                          &form.is_turned, &form.is_past_caches))
         return NULL;
     form.stored_bytes = (size_t)stored_bytes, form.delivered_bytes = (size_t)delivered_bytes;
     form.n_values = (size_t)n_values, form.n_times = (size_t)n_times, form.n_scales = (size_t)n_scales;
@@ -473,6 +492,8 @@ static PyObject *gather(PyObject *self, PyObject *arguments)
         Py_BEGIN_ALLOW_THREADS
         n_read = slots.len ? gather_at_once(&form, &ranges, slots_begin, (size_t)slot_bytes, slots_bytes / (size_t)slot_bytes)
                            : gather_in_turn(&form, &ranges);
+        if (form.is_past_caches)
+            FENCE(); /* whoever uses the batch, on another processor, sees all of it */
         Py_END_ALLOW_THREADS
     }
     Py_buffer *buffers[] = {&descriptors, &firsts, &lengths, &rows, &ats, &scale, &offset, &out, &scratch, &slots};

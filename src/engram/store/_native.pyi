@@ -23,5 +23,6 @@ def gather(
     n_times: int,
     n_scales: int,
     is_turned: bool,
+    is_past_caches: bool,
 ) -> int: ...
 def hint(descriptors: NDArray[Any], firsts: NDArray[Any], n_bytes: NDArray[Any]) -> None: ...

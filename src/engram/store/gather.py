@@ -12,10 +12,13 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -55,6 +58,10 @@ _BLOCK_BYTES = 4096
 """What a file is read in past the page cache; a multiple of every disk's own blocks."""
 _DEPTH, _LEAST_DEPTH, _SLOTS_BYTES = 64, 4, 4 << 20
 """Reads at once past the page cache: 64, or as many as fit into so many bytes, but 4 in any case."""
+
+_CACHE_SHARE = 8
+"""An array that takes more than an eighth of the processor's last cache is written past it: with four of them
+in a ring, and the files beside, it would be gone from there before it is used (decision 015)."""
 
 _Codes: TypeAlias = Mapping[str, int]
 # As in _native.c.
@@ -341,7 +348,15 @@ def _gather_natively(
         out.shape[-1 if is_turned else 1],
         n_scales,
         is_turned,
+        0 < _last_cache_bytes() < _CACHE_SHARE * out.nbytes,
     )
+
+
+@cache
+def _last_cache_bytes(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
+    """Give the size of the processor's last cache, as Linux tells it; 0 where nobody does."""
+    sizes = [re.fullmatch(r"(\d+)K", path.read_text().strip()) for path in root.glob("index*/size")]
+    return max((int(size[1]) * 1024 for size in sizes if size), default=0)
 
 
 def _gather_plainly(
