@@ -133,6 +133,18 @@ def test_a_fraction_is_of_what_the_machine_could_do_in_that_minute() -> None:
     assert of_disk == {"median": 0.8, "min": 0.8, "max": 1.2}
 
 
+def test_a_round_that_read_the_disk_in_the_page_cache_s_regime_does_not_count() -> None:
+    """Other rounds do; a cell that has none has no row, and the reason is told."""
+    results, run, reader = load("results"), load("run"), load("readers").READERS["engram"]
+    cold = "9,000 bytes a window came from the disk in the warm regime"
+    measured = load("cell").Measured(1, 100.0, 0.0, 50_000.0, 0.0, 0.0)
+    sometimes, never = run.Cell(reader, 0, "warm"), run.Cell(reader, 2, "warm")
+    runs = {sometimes: run.Runs([measured], cold=cold), never: run.Runs(cold=cold)}
+    rows = results.rows_of(run.Outcome(runs, {reader.form: 0}, {}, {}))
+    assert [(row.workers, row.rounds) for row in rows] == [(0, 1)]
+    assert {cell.workers: each.failure for cell, each in runs.items()} == {0: "", 2: cold}
+
+
 def row(results: ModuleType, reader: str, windows_per_s: float, **fields: object) -> object:
     """Make a row of the warm regime."""
     values = {

@@ -6,6 +6,7 @@ import argparse
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.loading.page import markdown, write_page
@@ -21,6 +22,8 @@ PUBLISHED = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
 ASSETS = ROOT / "docs" / "assets"
 SCRATCH = ROOT / "build" / "benchmarks"
+UNFINISHED = SCRATCH / "unfinished"
+"""Results up to the last whole round: whoever breaks a run off has these."""
 
 RECORDINGS, CAP, ROUNDS, SECONDS = 150, "512 MB", 5, 5.0
 """The corpus is 3.10 GB: 6.05 times the cap. Under 400 MB, braindecode with two workers is killed."""
@@ -37,7 +40,9 @@ def main() -> int:
         shutil.rmtree(plan.folder, ignore_errors=True)
         plan.folder.mkdir(parents=True)
         try:
-            save(results, plan, run(plan, lambda line: print(line, flush=True)))
+            for n_rounds, outcome in enumerate(run(plan, lambda line: print(line, flush=True)), 1):
+                save(UNFINISHED, replace(plan, rounds=n_rounds), outcome)
+            save(results, plan, outcome)
         finally:
             if not options.keep:
                 shutil.rmtree(plan.folder, ignore_errors=True)

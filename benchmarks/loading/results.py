@@ -75,7 +75,7 @@ class Row:
 
 def rows_of(outcome: Outcome) -> list[Row]:
     """Make rows; a cell that failed has none."""
-    rows = [_row(cell, runs, outcome) for cell, runs in outcome.runs.items() if not runs.error]
+    rows = [_row(cell, runs, outcome) for cell, runs in outcome.runs.items() if not runs.failure]
     return sorted(rows, key=lambda row: (("warm", "capped", "overlap").index(row.regime), -row.windows_per_s))
 
 
@@ -189,7 +189,7 @@ def machine_of(plan: Plan, outcome: Outcome, rows: list[Row], date: datetime) ->
         cell.regime: runs.limits_gb_per_s for cell, runs in outcome.runs.items() if runs.limits_gb_per_s
     }
     names = dict.fromkeys([*OTHERS, *(reader.distribution for reader in plan.readers)])
-    failed = {str(cell): runs.error for cell, runs in outcome.runs.items() if runs.error}
+    failed = {str(cell): runs.failure for cell, runs in outcome.runs.items() if runs.failure}
     return {
         "date": date.strftime("%Y-%m-%d"),
         **describe_machine(plan.folder),

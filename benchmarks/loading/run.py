@@ -4,7 +4,7 @@ This module decides what happens between two measurements. Every round visits ev
 new order, so that a machine that is slow for a minute is slow for all alike; the cells of one form
 come one after another, warm before capped, so that its files are read into the page cache once. Before a
 warm cell they are read in whole, before a capped one dropped. A warm cell that made the disk read is
-measured again, and then is an error.
+measured again, and then has nothing in this round; without any round it has no row.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ CELL_TIMEOUT_S = 240.0
 PREPARATION_TIMEOUT_S = 1800.0
 FREE_SPACE_MARGIN = 1.1
 READ_BYTES = 8 << 20
-WARM_DISK_SHARE, WARM_DISK_BYTES_PER_S = 0.01, 10 * 10**6
-"""What a warm cell may have from the disk: a share of what it delivers, and what takes no disk a
-hundredth of the time, for libraries, and where the system takes pages back that were idle for seconds."""
+WARM_DISK_SHARE, WARM_DISK_BYTES_PER_S = 0.01, 50 * 10**6
+"""What a warm cell may have from the disk: a share of what it delivers, and what takes a disk some
+hundredths of the time, for libraries, and where the system takes pages back that were idle for seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,14 @@ class Runs:
     outcome: str = "measured"
     """``measured``, ``killed`` (out of memory) or ``timed out``."""
     error: str = ""
-    """Why there is no row: the reader failed, or delivered something else."""
+    """The reader failed, or delivered something else."""
+    cold: str = ""
+    """Why the last round does not count: what a warm cell had from the disk."""
+
+    @property
+    def failure(self) -> str:
+        """Why there is no row; empty where there is one."""
+        return self.error or ("" if self.measured else self.cold)
 
     @property
     def is_over(self) -> bool:
@@ -131,8 +138,8 @@ def missing_library(reader: Reader) -> str | None:
     return next((root for root in roots if find_spec(root) is None), None)
 
 
-def run(plan: Plan, tell: Callable[[str], None] = print) -> Outcome:
-    """Write the forms, then measure all cells, round after round.
+def run(plan: Plan, tell: Callable[[str], None] = print) -> Iterator[Outcome]:
+    """Write the forms, then measure all cells; after every round, give what was found out so far.
 
     Raises
     ------
@@ -162,7 +169,7 @@ def run(plan: Plan, tell: Callable[[str], None] = print) -> Outcome:
                 if not outcome.runs[cell].is_over:
                     _measure(bench, cell, outcome.runs[cell], number)
                     tell(_line(cell, outcome.runs[cell]))
-    return outcome
+            yield outcome
 
 
 def _check_space(plan: Plan, corpus: Corpus) -> None:
@@ -252,6 +259,7 @@ def _measure(bench: _Bench, cell: Cell, runs: Runs, number: int) -> None:
         bench.task(cell.reader), workers=cell.workers, stride_samples=cell.stride_samples, seed=number
     )
     limit_bytes = UNLIMITED_BYTES if cell.regime == "warm" else bench.plan.cap_bytes
+    runs.cold = ""
     for _ in range(2):
         files = _files(bench.plan.folder / cell.reader.form)
         read_all(files) if cell.regime == "warm" else forget(files)
@@ -274,7 +282,7 @@ def _measure(bench: _Bench, cell: Cell, runs: Runs, number: int) -> None:
             if limit and before_gb_per_s:
                 runs.limits_gb_per_s.append((before_gb_per_s + limit()) / 2)
             return
-    runs.error = f"{measured.disk_bytes_per_window:,.0f} bytes a window came from the disk in the warm regime"
+    runs.cold = f"{measured.disk_bytes_per_window:,.0f} bytes a window came from the disk in the warm regime"
 
 
 def _was_warm(measured: Measured) -> bool:
@@ -304,6 +312,8 @@ def read_all(files: list[Path]) -> None:
 def _line(cell: Cell, runs: Runs) -> str:
     if runs.error:
         return f"{cell}: ERROR {runs.error}"
+    if runs.cold:
+        return f"{cell}: not counted, {runs.cold}"
     if not runs.measured:
         return f"{cell}: {runs.outcome}"
     last = runs.measured[-1]
