@@ -25,6 +25,7 @@ from engram.tasks.eeg_challenge import (
     CHALLENGES,
     PUBLISHED,
     challenge_of,
+    check_cutting,
     pool_scores,
     releases_in,
     releases_of,
@@ -36,6 +37,7 @@ from engram.tasks.submission import write_submission
 from engram.testing.hbn import HbnCorpus, write_hbn
 from engram.training.recipe import Recipe
 from engram.training.train import open_training, train
+from engram.windows.spec import EventWindows, FixedWindows
 from engram.windows.targets import EventColumn, RecordingColumn, TimeTo
 
 WINDOWS: Mapping[int, Mapping[str, Any]] = {
@@ -281,6 +283,24 @@ def test_a_target_says_which_challenge() -> None:
     assert challenge_of(RecordingColumn("externalizing")) is CHALLENGES["challenge2"]
     for other in (RecordingColumn("age"), EventColumn("value", task="classification"), TimeTo(("x",)), None):
         assert challenge_of(other) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"anchor": ("contrastTrial_start",)}, "these count from contrastTrial_start, in windows that begin"),
+        ({"trial_start_offset_s": 0.0}, "these count from left_target or right_target, .* at 0.0 s"),
+    ],
+)
+def test_a_time_counts_from_the_target(changes: dict[str, Any], said: str) -> None:
+    """In windows as the scorer cuts them; which trials there are and how windows are moved is anybody's."""
+    one, two = CHALLENGES["challenge1"], CHALLENGES["challenge2"]
+    assert isinstance(one.windows, EventWindows)
+    with pytest.raises(InputError, match=said):
+        check_cutting(one, replace(one.windows, **changes))
+    check_cutting(one, replace(one.windows, first_between=(), anchor=("left_target",), shift_s=0.1))
+    check_cutting(two, FixedWindows(signal="eeg", window_size_s=2.0))
+    check_cutting(two, replace(one.windows, **changes))
 
 
 def test_releases_are_named_in_order(root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 from packaging.requirements import Requirement
 
 import engram
-from engram.errors import InputError
+from engram.errors import InputError, StoreNotWritable
 from engram.tasks import submission
 from engram.tasks.eeg_challenge import CHALLENGE_1, CHALLENGE_2
 from engram.tasks.submission import write_submission
@@ -131,6 +132,20 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_trial(corpus: Path
             write_submission([corpus / "one", corpus / "two"], path)
 
 
+def test_a_disk_that_cannot_be_written_is_told_before_the_trial(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a folder of others', or a medium that is read-only."""
+
+    def refuse(**_: Any) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(StoreNotWritable, match="cannot be written: Read-only file system"):
+        write_submission([corpus / "one", corpus / "two"], tmp_path / "s.zip")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_says_what_was_tried(corpus: Path, tmp_path: Path) -> None:
     """A table, or JSON; a mistake is one line and exit code 2."""
     words = [sys.executable, "-m", "engram", "submit", str(corpus / "two"), "-o", str(tmp_path / "s.zip")]
@@ -165,6 +180,14 @@ def test_a_training_of_another_target_is_refused(corpus: Path, tmp_path: Path) -
     train(recipe_of(corpus / "store", 2, target={"recording": {"column": "age"}}), tmp_path / "age")
     with pytest.raises(InputError, match=r"age predicts RecordingColumn\(column='age'.*neither challenge"):
         write_submission([tmp_path / "age", corpus / "one"], tmp_path / "s.zip")
+
+
+def test_a_time_from_another_event_is_refused(corpus: Path, tmp_path: Path) -> None:
+    """It has the same name, and is another number."""
+    cut = {"signal": "eeg", "anchor": ["contrastTrial_start"], "trial_duration_s": 2.0}
+    train(recipe_of(corpus / "store", 1, windows={"events": cut}), tmp_path / "late")
+    with pytest.raises(InputError, match=r"late: The times of challenge1 count from left_target or right_"):
+        write_submission([tmp_path / "late", corpus / "two"], tmp_path / "s.zip")
 
 
 END = 'weights_challenge_2.pt")\n'

@@ -240,6 +240,54 @@ def test_a_training_from_python_is_evaluated_in_python(corpus: Path, tmp_path: P
         evaluate(tmp_path / "own")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            ("training", "learning_rate", -1.0),
+            r"ledger.json: .*learning_rate=-1.0 is not above zero.*Restore it",
+        ),
+        (("model", "arguments", {"n_spatial_filters": 3}), r"of another network, .*: size mismatch for"),
+    ],
+)
+def test_a_ledger_that_was_changed_is_told(moved: Path, change: tuple[str, str, Any], said: str) -> None:
+    """By the field that is wrong, or the first weight that has no place."""
+    ledger = moved / "training" / "ledger.json"
+    content = json.loads(ledger.read_text())
+    table, name, value = change
+    content["recipe"][table][name] = value
+    ledger.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=said) as refused:
+        evaluate(moved / "training")
+    assert len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"accelerator": "foo"}, "accelerator='foo' with devices=1 is not to be had here: .*Use accelerator"),
+        ({"accelerator": "tpu"}, "accelerator='tpu' with devices=1 is not to be had here: "),
+    ],
+)
+def test_a_device_that_there_is_not_leaves_nothing(
+    corpus: Path, tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    """No folder, and no traceback of Lightning's."""
+    content = make_recipe(corpus / "store").to_dict()
+    content["training"] |= settings
+    with pytest.raises(InputError, match=said):
+        train(Recipe.model_validate(content), tmp_path / "training")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_is_no_folder_of_a_training(corpus: Path) -> None:
+    """Somebody named them in the wrong order."""
+    before = sorted((corpus / "store").rglob("*"))
+    with pytest.raises(InputError, match=r"store is a store\. Name another folder"):
+        train(make_recipe(corpus / "store"), corpus / "store")
+    assert sorted((corpus / "store").rglob("*")) == before
+
+
 @pytest.fixture(scope="module")
 def classified(corpus: Path) -> Iterator[Path]:
     """A training that tells the groups apart."""

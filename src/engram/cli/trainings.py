@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from engram.atomic import replacing
 from engram.cli.app import app
 from engram.cli.screen import JsonOption, count, make_table, show, show_json
 from engram.cli.stores import comma_separated
@@ -61,7 +62,10 @@ def recipe_command(
         )
     if not out.parent.is_dir():
         raise InputError(f"There is no folder {out.parent}. Make it, or name another file.")
-    out.write_text(text, encoding="utf-8")
+    from engram.store.writer import disk_errors
+
+    with disk_errors(out.parent), replacing(out) as file:
+        file.write(text.encode())
     show(f"Wrote {out}. Change its store, or anything else, and run engram train {out} FOLDER")
 
 

@@ -48,6 +48,7 @@ __all__ = [
     "Published",
     "SubjectScore",
     "challenge_of",
+    "check_cutting",
     "overall",
     "pool_scores",
     "releases_in",
@@ -359,6 +360,36 @@ def challenge_of(target: Target | None) -> Challenge | None:
     """
     found = (each for each in CHALLENGES.values() if _aim(each.target) == _aim(target))
     return next(found, None)
+
+
+def check_cutting(challenge: Challenge, spec: EventWindows | FixedWindows) -> None:
+    """Refuse windows in which a time is counted from another event, or that begin elsewhere after it.
+
+    What else may differ: which trials there are, and how a training moves its windows.
+
+    Parameters
+    ----------
+    challenge
+        Whose target is predicted.
+    spec
+        Of the training's windows.
+
+    Raises
+    ------
+    InputError
+        If the scorer's windows are cut otherwise. Windows of a target that is no time are cut anyhow.
+    """
+    scored = challenge.windows
+    if not isinstance(scored, EventWindows):
+        return
+    own_offset_s = spec.trial_start_offset_s if isinstance(spec, EventWindows) else None
+    anchor = spec.anchor if isinstance(spec, EventWindows) else ()
+    if not {*anchor} <= {*scored.anchor} or own_offset_s != scored.trial_start_offset_s:
+        raise InputError(
+            f"The times of {challenge.name} count from {' or '.join(scored.anchor)}, in windows that begin "
+            f"{scored.trial_start_offset_s:g} s after it, and these count from {' or '.join(anchor)}, in "
+            f"windows that begin at {own_offset_s} s. Train what engram recipe {challenge.name} says."
+        )
 
 
 def _aim(target: Target | None) -> Any:

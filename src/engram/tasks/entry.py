@@ -32,6 +32,7 @@ from engram.tasks.eeg_challenge import (
     Challenge,
     ChallengeScore,
     challenge_of,
+    check_cutting,
     overall,
     pool_scores,
     releases_in,
@@ -235,8 +236,8 @@ def group_trainings(folders: Sequence[Path | str]) -> dict[str, list[Path]]:
     Raises
     ------
     InputError
-        If a training is given twice, predicts something else, or was trained on R5 or on recordings
-        without a release.
+        If a training is given twice, predicts something else, counts times from another event or in
+        windows that begin elsewhere, or was trained on R5 or on recordings without a release.
     StoreMissing, StoreFormatError, StoreDamaged
         If a training's store cannot be read.
     """
@@ -252,6 +253,10 @@ def group_trainings(folders: Sequence[Path | str]) -> dict[str, list[Path]]:
                     f"{folder} predicts {target}, which is the target of neither challenge. Train with one "
                     "of them."
                 )
+            try:
+                check_cutting(challenge, training.recipe.windows.value)
+            except InputError as error:
+                raise InputError(f"{folder}: {error}") from error
             trained_releases(folder, training.sides)
             found[challenge.name].append(folder)
     return found

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from engram.atomic import replacing
 from engram.batches.windows import Windows
 from engram.errors import InputError
+from engram.store.writer import disk_errors
 from engram.tasks.eeg_challenge import N_CHANS, N_TIMES, SFREQ, steps_of
 from engram.tasks.entry import group_trainings
 from engram.training import networks
@@ -152,10 +153,14 @@ def write_submission(folders: Sequence[Path | str], path: Path | str) -> Checked
         do.
     StoreMissing, StoreDamaged
         If a training's store cannot be read.
+    StoreNotWritable, DoesNotFit
+        If the zip cannot be written.
     """
     path = Path(path)
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"{path} is no file in a folder that is there. Name one, such as submission.zip.")
+    with disk_errors(path.parent):  # known better now than after the trial
+        tempfile.TemporaryFile(dir=path.parent).close()
     by_challenge = group_trainings(folders)
     for name, found in by_challenge.items():
         if not found:
@@ -165,7 +170,7 @@ def write_submission(folders: Sequence[Path | str], path: Path | str) -> Checked
     content |= {f"weights_{_numbered(entry.name)}.pt": _weights(entry.network) for entry in entries}
     packed = _zipped(content)
     trials, peak_bytes, gpu_bytes = _try(packed, entries, content)
-    with replacing(path) as file:
+    with disk_errors(path.parent), replacing(path) as file:
         file.write(packed)
     is_needed = b"import braindecode.models" in content["submission.py"]
     libraries = ("torch", "braindecode") if is_needed else ("torch",)

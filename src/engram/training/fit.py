@@ -16,6 +16,7 @@ import math
 import platform
 import random
 import re
+import shutil
 import sys
 import time
 import warnings
@@ -31,6 +32,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
@@ -40,6 +42,7 @@ from engram.batches.batch import Batch
 from engram.batches.windows import SplitWindows, Windows
 from engram.errors import InputError
 from engram.ledger import LEDGER, PREDICTIONS, EpochLine, Ledger, Score, SideLine
+from engram.store.format import MANIFEST
 from engram.store.writer import disk_errors
 from engram.training.data import TrainingData, evaluation_loader
 from engram.training.learner import Evaluator, Learner
@@ -268,28 +271,35 @@ def _make_trainer(course: _Course, settings: FitSettings, folder: Path) -> Train
     # On SLURM, Lightning would by default save and requeue from inside a signal handler, in the
     # middle of an accumulation.
     plugins: list[Any] = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-    return Trainer(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        strategy="ddp" if settings.devices > 1 else "auto",
-        precision=settings.precision,
-        # Lightning counts from where it starts; one epoch at least, so that it starts at all
-        # where only the scoring is left.
-        max_epochs=max(1, settings.epochs - course.learner.epoch),
-        callbacks=[course],
-        plugins=plugins,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        reload_dataloaders_every_n_epochs=1,
-        # Lightning would wrap the loader and with it the order.
-        use_distributed_sampler=False,
-        deterministic="warn",
-        benchmark=False,
-        default_root_dir=folder,
-    )
+    try:
+        return Trainer(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            strategy="ddp" if settings.devices > 1 else "auto",
+            precision=settings.precision,
+            # Lightning counts from where it starts; one epoch at least, so that it starts at all
+            # where only the scoring is left.
+            max_epochs=max(1, settings.epochs - course.learner.epoch),
+            callbacks=[course],
+            plugins=plugins,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+            reload_dataloaders_every_n_epochs=1,
+            # Lightning would wrap the loader and with it the order.
+            use_distributed_sampler=False,
+            deterministic="warn",
+            benchmark=False,
+            default_root_dir=folder,
+        )
+    except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise InputError(
+            f"accelerator={settings.accelerator!r} with devices={settings.devices} is not to be had here: "
+            f'{reason}. Use accelerator = "auto", or "cpu".'
+        ) from error
 
 
 class _Course(Callback):
@@ -800,6 +810,9 @@ def _locked(folder: Path, settings: FitSettings) -> Iterator[None]:
     """Let one training at a time into a folder; its further processes belong to the first."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file. Name a folder.")
+    if (folder / MANIFEST).exists():
+        raise InputError(f"{folder} is a store. Name another folder for the training.")
+    is_new = not folder.exists()
     is_first = settings.devices == 1 or getattr(rank_zero_only, "rank", 0) == 0
     lock = filelock.FileLock(folder / ".lock", timeout=0)
     try:
@@ -815,3 +828,5 @@ def _locked(folder: Path, settings: FitSettings) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        if is_new and is_first and [path.name for path in folder.iterdir()] == [".lock"]:
+            shutil.rmtree(folder)  # nothing came of it

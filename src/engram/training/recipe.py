@@ -23,7 +23,7 @@ from engram.windows.spec import EventWindows, FixedWindows
 from engram.windows.splits import Split
 from engram.windows.targets import EventColumn, RecordingColumn, Target, TimeTo
 
-__all__ = ["ModelTable", "Recipe", "TargetTable", "WindowsTable", "read_recipe"]
+__all__ = ["ModelTable", "Recipe", "TargetTable", "WindowsTable", "mistakes", "read_recipe"]
 
 
 class _Table(BaseModel):
@@ -175,7 +175,7 @@ def read_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
         # By way of JSON, where strictness lets a list be a tuple but no text be a number.
         recipe = Recipe.model_validate_json(json.dumps(content, default=str), strict=True)
     except ValidationError as error:
-        raise InputError(f"{path}: {_told(error)}") from error
+        raise InputError(f"{path}: {mistakes(error)}") from error
     return recipe.model_copy(update={"store": str(path.parent / recipe.store)})
 
 
@@ -190,7 +190,7 @@ def _set(table: dict[str, Any], names: list[str], value: Any) -> None:
     table[names[-1]] = value
 
 
-def _told(error: ValidationError) -> str:
+def mistakes(error: ValidationError) -> str:
     """Tell every mistake by the field's dotted name, with the value and the remedy."""
     lines = [_line(mistake) for mistake in error.errors(include_url=False)]
     return lines[0] if len(lines) == 1 else "\n  ".join([f"{len(lines)} fields are wrong.", *lines])

@@ -48,6 +48,9 @@ _AT_LEAST_ONE = (
 _POSITIVE = ("huber_delta", "learning_rate")
 _NOT_NEGATIVE = ("l1", "l2", "weight_decay", "momentum", "warmup_epochs", "noise", "channel_dropout")
 
+_MOST_SEED = 2**63 - 1
+"""As of an order."""
+
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, numbers.Integral)
@@ -202,6 +205,8 @@ class FitSettings:
         for name in _NOT_NEGATIVE:
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name}={getattr(self, name)} is negative or no number. Use 0 or more.")
+        if not _is_whole(self.seed) or not 0 <= self.seed <= _MOST_SEED:
+            raise InputError(f"seed={self.seed!r} is no whole number from 0 to {_MOST_SEED}. Use one.")
         self._check_optional()
         self._check_together()
 

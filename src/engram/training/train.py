@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from torch.nn.modules.conv import _ConvNd as _Convolution
 
 from engram.batches.windows import SplitWindows, Windows
 from engram.errors import InputError, StoreMissing
-from engram.ledger import Ledger, Score
+from engram.ledger import LEDGER, Ledger, Score
 from engram.store.reader import Store
 from engram.training.data import evaluation_loader
 from engram.training.fit import BEST, Fitted, Progress, fit
@@ -31,7 +32,7 @@ from engram.training.learner import Evaluator
 from engram.training.metrics import default_metrics, score_predictions
 from engram.training.models import build_model, fit_ridge
 from engram.training.predict import Predictions, predict, predictions_table, train_targets
-from engram.training.recipe import Recipe
+from engram.training.recipe import Recipe, mistakes
 from engram.training.resume import read_checkpoint
 from engram.windows.targets import EventColumn, RecordingColumn, Target
 
@@ -295,13 +296,15 @@ def open_training(folder: Path | str) -> Iterator[Training]:
 def _told(folder: Path) -> tuple[Ledger, Recipe]:
     """Read back what a training was told, its store found from the folder."""
     ledger = Ledger.read(folder)
-    try:
-        recipe = Recipe.model_validate_json(json.dumps(ledger.recipe), strict=True)
-    except ValidationError as error:
+    if "store" not in ledger.recipe:  # as a fit in Python leaves it
         raise InputError(
             f"{folder} holds a training that was not made from a recipe. Evaluate it where it was made, "
             "in Python, or train with engram train."
-        ) from error
+        )
+    try:
+        recipe = Recipe.model_validate_json(json.dumps(ledger.recipe), strict=True)
+    except ValidationError as error:
+        raise InputError(f"The recipe in {folder / LEDGER}: {mistakes(error)} Restore it.") from error
     return ledger, recipe.model_copy(update={"store": str(folder / recipe.store)})
 
 
@@ -346,9 +349,12 @@ def _evaluator(folder: Path, ledger: Ledger, recipe: Recipe, windows: Windows) -
     try:
         network.load_state_dict(read_checkpoint(folder / BEST)["model"])
     except RuntimeError as error:
+        # PyTorch names every weight; the first says enough.
+        reason = " ".join(str(error).partition("\n")[2].strip().partition("\n")[0].split())
         raise InputError(
-            f"The network in {folder} was trained on windows of another form: {error}. Give windows with "
-            "the same channels and samples."
+            f"The weights in {folder} are of another network, or of windows of another form: "
+            f"{textwrap.shorten(reason, 200).rstrip('.')}. Give windows with the same channels and samples, "
+            f"and {LEDGER} as it was."
         ) from error
     return Evaluator(network, recipe.training, windows.index.target, ledger.classes)
 

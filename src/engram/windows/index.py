@@ -564,15 +564,17 @@ def build_index(
             f"No recording is what is asked for in every field: {_spelled_where(spec)}. Ask for less."
         )
     if not len(index):
-        counts = ", ".join(f"{n} {reason!r}" for reason, n in index.counts().items())
-        first = refusals[0]
+        counts = index.counts()
+        first = {refusal.reason: refusal for refusal in reversed(refusals)}
+        told = "; ".join(
+            f"{n} {reason!r}, such as of {first[reason].recording}: {first[reason].detail}"
+            for reason, n in counts.items()
+        )
         remedy = "Change what is asked for, or see the recordings."
-        if first.reason == "too short" and isinstance(spec, EventWindows) and not spec.has_duration:
+        if "too short" in counts and isinstance(spec, EventWindows) and not spec.has_duration:
             # Markers of most recording systems last no time at all.
             remedy = "A trial lasts as long as its event says: give trial_duration_s."
-        raise InputError(
-            f"No window is left. Refused: {counts}. The first, of {first.recording}: {first.detail}. {remedy}"
-        )
+        raise InputError(f"No window is left. Refused: {told}. {remedy}")
     return index
 
 
