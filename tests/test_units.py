@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram.units import seconds_to_samples, times_to_samples
+from engram.units import parse_bytes, seconds_to_samples, times_to_samples
 
 times = st.floats(-1e5, 1e5) | st.integers(-(10**6), 10**6).map(lambda n: n / 1000)
 rates = st.sampled_from([1.0, 100.0, 120.0, 240.0, 250.0, 256.0, 500.0, 512.0, 1000.0, 44100.0])
@@ -39,3 +39,16 @@ def test_what_is_no_time_is_refused(time_s: float) -> None:
         seconds_to_samples(time_s, 100.0)
     with pytest.raises(ValueError, match="finite"):
         times_to_samples(np.array([1.0, time_s]), 100.0)
+
+
+def test_what_no_sample_number_holds_is_refused() -> None:
+    """Instead of some other sample."""
+    with pytest.raises(ValueError, match=r"1e\+300 s is beyond"):
+        times_to_samples(np.array([1.0, -1e300]), 100.0)
+
+
+@pytest.mark.parametrize("size", ["0", "0.5", "9" * 400, "8388608 TiB", 2**63])
+def test_a_size_is_a_number_of_bytes(size: str | int) -> None:
+    """At least one, and no more than a file could have."""
+    with pytest.raises(ValueError, match="must be above zero, below 8 EiB"):
+        parse_bytes(size)

@@ -18,6 +18,8 @@ __all__ = ["format_bytes", "format_duration", "parse_bytes", "seconds_to_samples
 # a sample, makes decimal ties ties again.
 _TIE_UP = 0.5 + 1e-9
 
+_MOST_SAMPLES = 2.0**62
+
 _FACTORS = {
     "": 1,
     "b": 1,
@@ -55,10 +57,10 @@ def parse_bytes(size: int | str) -> int:
     factor = _FACTORS.get(match[2].lower()) if match else None
     if match is None or factor is None:
         raise ValueError(f"{size!r} is not a size. Write a number with a unit, such as '2 GB'.")
-    n_bytes = int(float(match[1]) * factor)
-    if n_bytes <= 0:
-        raise ValueError(f"A size must be above zero, not {size!r}. Write for example '2 GB'.")
-    return n_bytes
+    n_bytes = float(match[1]) * factor
+    if not 1 <= n_bytes < 2**63:
+        raise ValueError(f"A size must be above zero, below 8 EiB, not {size!r}. Write for example '2 GB'.")
+    return int(n_bytes)
 
 
 def format_bytes(n_bytes: int) -> str:
@@ -141,7 +143,7 @@ def times_to_samples(times_s: NDArray[np.float64], rate_hz: float | NDArray[np.f
     Raises
     ------
     ValueError
-        If a time is not finite.
+        If a time is not finite, or of more than 2**62 samples.
 
     Examples
     --------
@@ -150,4 +152,7 @@ def times_to_samples(times_s: NDArray[np.float64], rate_hz: float | NDArray[np.f
     """
     if not np.isfinite(times_s).all():
         raise ValueError("A time must be a finite number of seconds, and one is not.")
-    return np.floor(times_s * rate_hz + _TIE_UP).astype(np.int64)
+    samples = np.floor(times_s * rate_hz + _TIE_UP)
+    if not (np.abs(samples) < _MOST_SAMPLES).all():
+        raise ValueError(f"A time of {np.abs(times_s).max():g} s is beyond what samples are counted by.")
+    return samples.astype(np.int64)

@@ -88,6 +88,10 @@ def test_items_are_counted_as_a_list_s(windows: Windows) -> None:
     for number in (162, -163):
         with pytest.raises(IndexError):
             dataset[number]
+    with pytest.raises(TypeError):
+        dataset[1.7]
+    with pytest.raises(InputError):
+        dataset.__getitems__([1.5])
 
 
 def test_many_items_are_the_single_ones(windows: Windows) -> None:
@@ -193,6 +197,9 @@ def test_a_stream_passes_through_the_epoch_that_is_set(windows: Windows, *, is_p
         stream.set_epoch(epoch)
         expected = [batch.numbers.tolist() for batch in loader]
         assert [batch.numbers.tolist() for batch in passing] == expected
+    for wrong in (1.5, 2**63):
+        with pytest.raises(InputError, match=f"epoch is {wrong}, and must be a whole number"):
+            stream.set_epoch(wrong)  # type: ignore[arg-type]  # that is the point
     with pytest.raises(InputError):
         stream.set_epoch(-1)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,7 +70,9 @@ class Numbers:
     def fill(self, reads: Reads, buffer: NDArray[np.uint8], progress: Callable[[Ranges], None]) -> Batch:
         """Write the number all over the buffer."""
         if not len(reads):
-            return Batch({"x": torch.empty(0)}, {}, None, torch.from_numpy(reads.numbers), 2)
+            self._note("fill", -1)
+            rows = torch.from_numpy(buffer)[:0]
+            return Batch({"x": rows}, {}, None, torch.from_numpy(reads.numbers), 2)
         number = int(reads.numbers[0])
         self.before_fill(number)
         self._note("fill", number)
@@ -153,8 +156,8 @@ def test_every_pass_is_of_its_own() -> None:
     ]
 
 
-def test_a_batch_without_rows_takes_no_memory() -> None:
-    """A rank may have none of a batch: it comes in its turn, and its slot is not lost."""
+def test_a_batch_without_rows_comes_in_its_turn() -> None:
+    """A rank may have none of a batch; the slot that it came in is not lost."""
     empty = [n for n in range(30) if n % 3]
     lengths = [len(batch.numbers) for batch in make(n_slots=2, n_threads=1, empty=empty)]
     assert lengths == [0 if n in empty else 2 for n in range(30)]
@@ -344,6 +347,52 @@ def test_nothing_is_left_of_a_pass(use: Callable[[Engine], Any]) -> None:
         assert memory()[0] < MIB / 2
 
 
+class Refused(Thread):
+    """The second one cannot be started, as where a limit of processes is reached."""
+
+    def start(self) -> None:
+        """Start the first one."""
+        if self.name.endswith("1"):
+            raise RuntimeError("can't start new thread")
+        super().start()
+
+
+class Interrupted(Thread):
+    """Ctrl-C comes when the second one runs already, and its start has not come back."""
+
+    def start(self) -> None:
+        """Start it."""
+        super().start()
+        if self.name.endswith("1"):
+            raise KeyboardInterrupt
+
+
+class Overtaken(Thread):
+    """Ctrl-C comes before the second one has come to run; then it does."""
+
+    def start(self) -> None:
+        """Start it later."""
+        if self.name.endswith("1"):
+            Timer(0.05, super().start).start()
+            raise KeyboardInterrupt
+        super().start()
+
+
+@pytest.mark.parametrize("kind", [Refused, Interrupted, Overtaken])
+def test_nothing_is_left_of_a_pass_that_could_not_begin(
+    kind: type[Thread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever starts some threads of several ends those."""
+    monkeypatch.setattr(module, "Thread", kind)
+    with allocated() as memory:
+        passing = iter(make(n_bytes=MIB, n_threads=3))
+        with pytest.raises((RuntimeError, KeyboardInterrupt)):
+            next(passing)
+        time.sleep(0.2 if kind is Overtaken else 0)
+        assert not readers()
+        assert memory()[0] < MIB / 2
+
+
 def test_a_batch_that_outlives_its_pass_keeps_its_own_memory() -> None:
     """And not that of the others."""
     with allocated() as memory:
@@ -441,6 +490,21 @@ def test_no_more_is_read_ahead_than_the_ring_holds() -> None:
     assert source.of("fill") == list(range(len(source.of("fill"))))
     assert len(source.of("fill")) <= 4
     assert number_of(batch) == 0
+
+
+def test_batches_without_rows_are_read_no_further_ahead() -> None:
+    """A rank that has rows of none, as in batches of fewer windows than ranks, holds no more for it."""
+    source = Numbers(empty=range(1000))
+    engine = Engine(source, range(1000), Sizes(4, 64, 2))
+    passing: Any = iter(engine)
+    with allocated() as memory:
+        batch = next(passing)
+        passing.close()
+        assert not len(batch.numbers)
+        assert len(source.of("fill")) <= 4
+        assert len(source.of("find")) <= 4 + AHEAD_BATCHES
+        assert memory()[1] < MIB / 4
+    assert [len(batch.numbers) for batch in engine] == [0] * 1000
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])

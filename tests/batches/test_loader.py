@@ -266,8 +266,28 @@ def test_set_epoch_keeps_a_place_within_that_epoch(windows: Windows) -> None:
     loader.load_state_dict({"fingerprint": loader.order.fingerprint, "epoch": 2, "n_batches": 1})
     loader.set_epoch(2)
     assert numbers_of(loader) == epochs[2][1:]
-    with pytest.raises(InputError):
-        loader.set_epoch(-1)
+    for wrong in (-1, 1.5, "1", None, 2**63):
+        with pytest.raises(InputError, match=re.escape(f"epoch is {wrong!r}, and must be")):
+            loader.set_epoch(wrong)  # type: ignore[arg-type]  # that is the point
+    loader.set_epoch(np.int64(1))  # type: ignore[arg-type]  # as whoever counts in an array
+    assert json.dumps(loader.state_dict()["epoch"]) == "1"
+
+
+def test_a_pass_under_way_does_not_move_a_place_that_was_set(windows: Windows) -> None:
+    """What was loaded, or set, is where the next pass begins, whoever still reads on."""
+    loader = windows.loader(32, mode="shuffled")
+    epochs = [numbers_of(loader) for _ in range(3)]
+    for _ in range(2):
+        passing = iter(loader)
+        next(passing)
+        loader.load_state_dict({"fingerprint": loader.order.fingerprint, "epoch": 1, "n_batches": 2})
+        assert next(passing).numbers.tolist()
+        assert numbers_of(loader) == epochs[1][2:]
+        next(passing)
+        loader.set_epoch(0)
+        numbers_of(passing)
+        assert loader.cursor == Cursor(loader.order.fingerprint, 0)
+        assert numbers_of(loader) == epochs[0]
 
 
 def test_two_loaders_do_not_disturb_each_other(windows: Windows) -> None:
@@ -285,7 +305,7 @@ def test_ranks_share_every_batch(windows: Windows) -> None:
     for number, parts in enumerate(zip(*ranks, strict=True)):
         rows = sorted(row for part in parts for row in part.numbers.tolist())
         assert rows == sorted(order.batch(0, number).tolist())
-    with pytest.raises(InputError, match="no rank 3 among 3"):
+    with pytest.raises(InputError, match="rank is 3, and must be a whole number from 0 to 2"):
         windows.loader(32, rank=3, world=3)
 
 
@@ -518,15 +538,22 @@ def test_a_rank_without_rows_is_given_the_same_forms(windows: Windows, dtype: An
         ({"dtype": torch.bfloat16}, "no dtype=torch.bfloat16. Use None or one of"),
         ({"check": "md5"}, "no check='md5'. Use None or one of: crc"),
         ({"check": True}, "no check=True. Use None or one of: crc"),
-        ({"threads": 0}, "0 threads read nothing. Use threads=1 or more"),
-        ({"threads": -2}, "-2 threads read nothing"),
+        ({"threads": 0}, "threads is 0, and must be a whole number from 1 to"),
+        ({"threads": -2}, "threads is -2, and must be"),
+        ({"threads": "2"}, "threads is '2', and must be"),
+        ({"threads": True}, "threads is True, and must be"),
+        ({"world": 2.0}, "world is 2.0, and must be a whole number from 1 to"),
+        ({"world": 0}, "world is 0, and must be"),
+        ({"rank": 2, "world": 2}, "rank is 2, and must be a whole number from 0 to 1. Use one."),
+        ({"rank": 0.5, "world": 2}, "rank is 0.5, and must be"),
+        ({"rank": None}, "rank is None, and must be"),
     ],
 )
 def test_settings_that_there_are_not_are_refused(windows: Windows, settings: Any, message: str) -> None:
     """With those that there are."""
     with pytest.raises(InputError, match=re.escape(message)):
         windows.loader(4, **settings)
-    if "dtype" in settings:
+    if not {"threads", "check"} & {*settings}:
         with pytest.raises(InputError, match=re.escape(message)):
             windows.iterable(4, **settings)
 

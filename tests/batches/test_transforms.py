@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from engram.batches.transforms import Draws, add_noise, drop_channels, mask_time
+from engram.errors import InputError
 
 TRANSFORMS: dict[str, Callable[[Tensor, Draws], Tensor]] = {
     "noise": lambda x, draws: add_noise(x, 2.0, draws),
@@ -40,6 +42,20 @@ def test_type_and_shape_stay(name: str, dtype: torch.dtype) -> None:
     x = torch.ones(3, 5, 40, dtype=dtype)
     out = TRANSFORMS[name](x, Draws(0, 0, torch.arange(3)))
     assert (out.shape, out.dtype) == (x.shape, dtype)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_no_windows_are_no_matter(name: str) -> None:
+    """As a rank may have none of a short batch."""
+    out = TRANSFORMS[name](torch.ones(0, 5, 40), Draws(0, 0, torch.arange(0)))
+    assert out.shape == (0, 5, 40)
+
+
+@pytest.mark.parametrize("longest", [-1, 2.5])
+def test_a_stretch_is_of_samples(longest: Any) -> None:
+    """A whole number of them."""
+    with pytest.raises(InputError, match=f"longest_samples is {longest}, and must be a whole number from 0"):
+        mask_time(torch.ones(1, 5, 40), longest, Draws(0, 0, torch.arange(1)))
 
 
 def test_noise_has_its_deviation_and_no_pattern() -> None:

@@ -373,5 +373,9 @@ def test_some_windows_may_be_taken(trials: Store) -> None:
     windows = trials.windows(FixedWindows(signal="eeg", window_size_s=1.0))
     keep = np.arange(len(windows)) % 3 == 1
     taken = windows.take(keep)
+    nothing = windows.take(np.zeros(len(windows), bool))
+    for use in (lambda: nothing.read([]), lambda: nothing.loader(4)):
+        with pytest.raises(InputError, match="There are no windows"):
+            use()
     assert len(taken) == keep.sum()
     assert torch.equal(taken.read([0, 1]).signals["eeg"], windows.read([1, 4]).signals["eeg"])

@@ -173,10 +173,11 @@ def test_a_part_cut_short_is_an_error_and_not_a_crash(store_path: Path, tmp_path
     extent = store.extent("eeg-129", "eeg")
     _read_some(store)
     with (tmp_path / "store" / extent.part.file).open("r+b") as file:
-        file.truncate(extent.part.grid.byte_range(extent.start + 200, 0)[0])
-
-    with pytest.raises(StoreDamaged, match="ends at byte"):
-        _read_some(store)
+        for n_samples in (200, 0):  # the part is read from its middle, or beyond its end
+            size_bytes = extent.part.grid.byte_range(extent.start + n_samples, 0)[0]
+            file.truncate(size_bytes)
+            with pytest.raises(StoreDamaged, match=f"ends at byte {size_bytes}, it should have"):
+                _read_some(store)
     store.close()
 
 

@@ -489,7 +489,11 @@ def test_a_cursor_counts_in_whole_numbers(count: Any) -> None:
     ("change", "message"),
     [
         ({"mode": "random"}, "no mode 'random'. Use one of: sequential, shuffled"),
-        ({"n": 0}, "n_windows is 0"),
+        ({"n": 0}, "no windows to put in order. Take some"),
+        ({"batch_size": 1.5}, "batch_size is 1.5, and must be a whole number from 1 to"),
+        ({"batch_size": "4"}, "batch_size is '4', and must be"),
+        ({"batch_size": True}, "batch_size is True, and must be"),
+        ({"seed": None}, "seed is None, and must be"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"block_size": 0}, "block_size is 0"),
         ({"pool_blocks": -1}, "pool_blocks is -1"),

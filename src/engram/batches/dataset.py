@@ -7,6 +7,7 @@ worker processes share an order. Batches in order and within a budget, without w
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,11 +19,10 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from engram.batches.batch import Batch
 from engram.batches.engine import Engine, Sizes
-from engram.batches.loader import Share, check_place, check_settings
+from engram.batches.loader import MOST_EPOCHS, Share, check_place, check_settings
 from engram.batches.reading import Dtype
-from engram.errors import InputError
 from engram.windows.cutting import Located
-from engram.windows.order import Order
+from engram.windows.order import Order, whole_number
 
 if TYPE_CHECKING:
     from engram.batches.windows import Windows
@@ -83,7 +83,7 @@ class WindowDataset(Dataset[Item]):
 
     def __getitem__(self, number: int) -> Item:
         """Read one window; negative numbers count from the end."""
-        number = int(number)
+        number = operator.index(number)
         if not -len(self) <= number < len(self):
             # IndexError ends ``for item in dataset``.
             raise IndexError(f"There is no window {number} among {len(self)}. Count from 0.")
@@ -91,7 +91,7 @@ class WindowDataset(Dataset[Item]):
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Item]:
         """Read many windows at once."""
-        wanted = np.asarray(numbers, np.int64)
+        wanted = np.asarray(numbers)
         located = self.windows.index.place(wanted)
         main = self.windows.index.spec.signal
         starts, stops = located.starts[main], located.starts[main] + located.lengths[main]
@@ -209,8 +209,6 @@ class WindowStream(IterableDataset[Batch]):
         Raises
         ------
         InputError
-            If it is below 0.
+            If it is no whole number, or below 0.
         """
-        if epoch < 0:
-            raise InputError(f"There is no epoch {epoch}. Epochs count from 0.")
-        self._epoch.fill_(epoch)
+        self._epoch.fill_(whole_number("epoch", epoch, 0, MOST_EPOCHS))

@@ -103,9 +103,11 @@ class Engine:
     def __iter__(self) -> Iterator[Batch]:
         crew = _Crew(self._source, self._numbers, self._sizes)
         try:
+            crew.start()
             for i in range(len(self._numbers)):
                 if crew.process != os.getpid():  # a fork: the threads stayed with the parent
                     crew = _Crew(self._source, self._numbers[i:], self._sizes)
+                    crew.start()
                 # No name for the batch: it would outlive the consumer's own.
                 yield crew.take(self._numbers[i])
         finally:
@@ -137,7 +139,7 @@ class _Lease:
             crew.give_back(self._slot)
 
 
-_Result: TypeAlias = tuple[Batch, _Slot | None] | BaseException
+_Result: TypeAlias = tuple[Batch, _Slot] | BaseException
 """What became of a batch: it, and whose memory it has, or why there is none."""
 
 
@@ -153,7 +155,7 @@ class _Crew:
         self._done: SimpleQueue[tuple[int, _Result]] = SimpleQueue()
         self._early: dict[int, _Result] = {}
         self._ahead_bytes = 0
-        self._ahead: Iterator[Ranges] = self._look_ahead(numbers)
+        self._ahead: Iterator[Ranges | None] = self._look_ahead(numbers)
         self._found: dict[int, Reads] = {}
         self._lost: Exception | None = None
         self._free: SimpleQueue[_Slot | None] = SimpleQueue()
@@ -169,6 +171,9 @@ class _Crew:
             Thread(target=self._work, name=f"engram-read-{number}", daemon=True)
             for number in range(min(sizes.n_threads, len(numbers)))
         ]
+
+    def start(self) -> None:
+        """Let the threads begin; where this is interrupted, or there can be no more, ``stop`` is due."""
         for thread in self._threads:
             thread.start()
 
@@ -188,8 +193,7 @@ class _Crew:
             finally:
                 del result  # or the error and this frame would keep each other
         batch, slot = result
-        if slot is not None:
-            self._handed.add(slot)
+        self._handed.add(slot)
         return batch
 
     def stop(
@@ -207,12 +211,16 @@ class _Crew:
             self._free.put(None)
         if current_thread() in self._threads:
             return  # an iterator lost in a circle: the collector found it here, and waits for nobody
+        late = [thread for thread in self._threads if thread.ident is None]
         for thread in self._threads:
-            thread.join()
+            if thread not in late:
+                thread.join()
         # Whoever keeps an error keeps the frames that it came through, and this with them.
         self._early, self._found, self._ahead, self._slots = {}, {}, iter(()), set()
         self._lost = None
         self._done, self._free = SimpleQueue(), SimpleQueue()
+        for _ in late:  # who interrupts a start may be ahead of the thread
+            self._free.put(None)
 
     def _add_slot(self) -> None:
         slot = _Slot(self._sizes.slot_bytes)
@@ -250,13 +258,9 @@ class _Crew:
             self._done.put((number, error))
         return True
 
-    def _fill(self, number: int, slot: _Slot) -> tuple[Batch, _Slot | None]:
+    def _fill(self, number: int, slot: _Slot) -> tuple[Batch, _Slot]:
         reads = self._take_found(number)
-        if not len(reads):
-            self._free.put(slot)
-            return self._source.fill(reads, slot.buffer, self._read), None
-        buffer = np.asarray(_Lease(slot, self))
-        return self._source.fill(reads, buffer, self._read), slot
+        return self._source.fill(reads, np.asarray(_Lease(slot, self)), self._read), slot
 
     def _take_found(self, number: int) -> Reads:
         if number not in self._found:
@@ -283,16 +287,20 @@ class _Crew:
                 self._looking_ahead.release()
 
     def _hint_next(self) -> bool:
-        ranges = next(self._ahead, None)
-        if ranges is None:
+        try:
+            ranges = next(self._ahead)
+        except StopIteration:
             return False
+        if ranges is None:
+            return True
         with self._lock:
             self._ahead_bytes += ranges.n_bytes
         with suppress(StoreDamaged):  # told in its turn, when the batch is read
             self._source.hint(ranges)
         return True
 
-    def _look_ahead(self, numbers: Sequence[int]) -> Iterator[Ranges]:
+    def _look_ahead(self, numbers: Sequence[int]) -> Iterator[Ranges | None]:
+        """Find batch after batch, giving what to read of it; None for one without rows, or nobody stopped."""
         for first in range(0, len(numbers), AHEAD_BATCHES):
             some = numbers[first : first + AHEAD_BATCHES]
             reads = self._source.find(some)
@@ -302,4 +310,4 @@ class _Crew:
                 except Exception as error:  # noqa: BLE001 - raised in the place of this batch
                     self._lost = error
                     return
-                yield from found.ranges
+                yield from found.ranges if len(found) else (None,)

@@ -23,16 +23,19 @@ from engram.memory import binding_limit, read_usage
 from engram.memory.budget import Budget
 from engram.store.gather import Ranges, hint, is_cached
 from engram.units import format_bytes
-from engram.windows.order import Cursor, Order
+from engram.windows.order import Cursor, Order, whole_number
 
 if TYPE_CHECKING:
     from engram.batches.windows import Windows
 
-__all__ = ["Check", "Loader", "shared_budget"]
+__all__ = ["MOST_EPOCHS", "Check", "Loader", "shared_budget"]
 
 Check: TypeAlias = Literal["crc"]
 """What is compared while windows are read: every block that is touched with its CRC32C."""
 
+
+MOST_EPOCHS = 2**63 - 1
+"""What PyTorch can count to."""
 
 _FAR_LARGER = 4
 """Times what memory leaves: of less data, the page cache has much again in the next epoch."""
@@ -153,6 +156,7 @@ class Loader:
         the loader plans to hold."""
         self._cursor = Cursor(order.fingerprint)
         self._is_loaded = False
+        self._n_passes = 0
         self._hits = CacheHits()
 
     def __len__(self) -> int:
@@ -166,6 +170,8 @@ class Loader:
         # iterators that it never uses, and they must not use up a place that was loaded.
         cursor = self._cursor if self._is_loaded else replace(self._cursor, n_batches=0)
         self._is_loaded, epoch = False, cursor.epoch
+        self._n_passes += 1
+        this_pass = self._n_passes
         share = Share(
             self.windows,
             self.order,
@@ -182,20 +188,30 @@ class Loader:
         batches = iter(Engine(share, numbers, self.sizes))
         for number in numbers:
             # No name for the batch: its memory is used again once the caller lets go of it.
-            yield self._moved(epoch, number, next(batches))
+            yield self._moved(this_pass, epoch, number, next(batches))
 
-    def _moved(self, epoch: int, number: int, batch: Batch) -> Batch:
+    def _moved(self, this_pass: int, epoch: int, number: int, batch: Batch) -> Batch:
         """Move the cursor past a batch, before it is handed out.
 
         Nobody may ask again after the last one: Lightning, which knows the length, does not.
         """
         is_last = number + 1 == len(self)
-        self._cursor = Cursor(self.order.fingerprint, *((epoch + 1, 0) if is_last else (epoch, number + 1)))
+        if this_pass == self._n_passes:  # else it is another pass's, or was set since
+            place = (epoch + 1, 0) if is_last else (epoch, number + 1)
+            self._cursor = Cursor(self.order.fingerprint, *place)
         return batch
+
+    def _go_to(self, cursor: Cursor, *, is_loaded: bool) -> None:
+        """Let the next pass begin elsewhere; one that is under way moves the cursor no more."""
+        self._cursor, self._is_loaded = cursor, is_loaded
+        self._n_passes += 1
 
     @property
     def cursor(self) -> Cursor:
-        """The place after the last batch handed out; after an epoch's last batch, the next epoch."""
+        """The place after the last batch handed out; after an epoch's last batch, the next epoch.
+
+        The newest pass moves it; one that was under way before ``set_epoch`` or ``load_state_dict`` does not.
+        """
         return self._cursor
 
     def set_epoch(self, epoch: int) -> None:
@@ -209,12 +225,11 @@ class Loader:
         Raises
         ------
         InputError
-            If it is below 0.
+            If it is no whole number, or below 0.
         """
-        if epoch < 0:
-            raise InputError(f"There is no epoch {epoch}. Epochs count from 0.")
+        epoch = whole_number("epoch", epoch, 0, MOST_EPOCHS)
         if epoch != self._cursor.epoch:
-            self._cursor, self._is_loaded = Cursor(self.order.fingerprint, epoch), False
+            self._go_to(Cursor(self.order.fingerprint, epoch), is_loaded=False)
 
     def state_dict(self) -> dict[str, str | int]:
         """Give the cursor as a plain dict of text and whole numbers."""
@@ -237,7 +252,7 @@ class Loader:
         self.order.check(cursor)
         if cursor.n_batches == len(self):  # as who counts the batches alone says of a whole epoch
             cursor = Cursor(cursor.fingerprint, cursor.epoch + 1)
-        self._cursor, self._is_loaded = cursor, True
+        self._go_to(cursor, is_loaded=True)
 
 
 def _is_cache_useless(windows: Windows, order: Order) -> bool:
@@ -263,8 +278,8 @@ def check_place(windows: Windows, order: Order, rank: int, world: int) -> None:
             f"The order is of {order.n_windows} windows ({order.index_fingerprint}), not of these "
             f"{len(windows)} ({windows.index.fingerprint}). Make it with windows.order(...)."
         )
-    if not 0 <= rank < world:
-        raise InputError(f"There is no rank {rank} among {world}. Use 0 <= rank < world.")
+    world = whole_number("world", world, 1, 2**31)
+    whole_number("rank", rank, 0, world - 1)
 
 
 def check_settings(dtype: Dtype | None, check: Check | None, threads: int | None) -> None:
@@ -278,8 +293,8 @@ def check_settings(dtype: Dtype | None, check: Check | None, threads: int | None
     for name, value, choices in (("dtype", dtype, get_args(Dtype)), ("check", check, get_args(Check))):
         if value is not None and value not in choices:
             raise InputError(f"There is no {name}={value!r}. Use None or one of: {', '.join(choices)}.")
-    if threads is not None and threads < 1:
-        raise InputError(f"{threads} threads read nothing. Use threads=1 or more.")
+    if threads is not None:
+        whole_number("threads", threads, 1, 2**10)
 
 
 _ENOUGH_HITS = 256

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engram.windows.order import whole_number
+
 __all__ = ["Draws", "add_noise", "drop_channels", "mask_time"]
 
 _NOISE, _CHANNELS, _TIME = range(3)
@@ -79,8 +81,10 @@ def add_noise(X: Tensor, deviation: float, draws: Draws) -> Tensor:  # noqa: N80
     Tensor
         A new one, of the same shape, type and device.
     """
-    drawn = [generator.standard_normal(X.shape[1:], np.float32) for generator in draws.generators(_NOISE)]
-    return X + deviation * torch.from_numpy(np.stack(drawn)).to(X)
+    drawn = np.empty(X.shape, np.float32)
+    for row, generator in enumerate(draws.generators(_NOISE)):
+        generator.standard_normal(dtype=np.float32, out=drawn[row])
+    return X + deviation * torch.from_numpy(drawn).to(X)
 
 
 def drop_channels(X: Tensor, probability: float, draws: Draws) -> Tensor:  # noqa: N803 - braindecode's word
@@ -100,8 +104,10 @@ def drop_channels(X: Tensor, probability: float, draws: Draws) -> Tensor:  # noq
     Tensor
         A new one, of the same shape, type and device.
     """
-    drawn = [generator.random(X.shape[1]) >= probability for generator in draws.generators(_CHANNELS)]
-    return X * torch.from_numpy(np.stack(drawn)).to(X)[:, :, None]
+    keep = np.empty(X.shape[:2], bool)
+    for row, generator in enumerate(draws.generators(_CHANNELS)):
+        keep[row] = generator.random(X.shape[1]) >= probability
+    return X * torch.from_numpy(keep).to(X)[:, :, None]
 
 
 def mask_time(X: Tensor, longest_samples: int, draws: Draws) -> Tensor:  # noqa: N803 - braindecode's word
@@ -121,7 +127,13 @@ def mask_time(X: Tensor, longest_samples: int, draws: Draws) -> Tensor:  # noqa:
     -------
     Tensor
         A new one, of the same shape, type and device.
+
+    Raises
+    ------
+    InputError
+        If ``longest_samples`` is no whole number, or below 0.
     """
+    longest_samples = whole_number("longest_samples", longest_samples, 0, 2**62)
     n_times = X.shape[2]
     keep = np.ones((len(X), 1, n_times), bool)
     for row, generator in enumerate(draws.generators(_TIME)):

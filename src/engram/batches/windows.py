@@ -305,7 +305,8 @@ class Windows:
         reads
             What ``find`` gave.
         buffer
-            Memory for the signals, of ``batch_bytes``; None for memory of the batch's own.
+            Memory for the signals, of ``batch_bytes`` of at least one window; None for memory of the
+            batch's own.
         is_checked
             Compare every block that is touched with its checksum first.
         is_direct
@@ -319,7 +320,9 @@ class Windows:
             If a file of the store is missing or cut short, or a block is not what was written.
         """
         if not len(reads):
-            return _no_rows(self.fill(self.find([0], dtype=reads.dtype)), reads.n_global)
+            if not len(self):
+                raise InputError("There are no windows, which would say what form a batch has. Take some.")
+            return _no_rows(self.fill(self.find([0], dtype=reads.dtype), buffer), reads.n_global)
         signals, first = {}, 0
         for name, of_signal in reads.signals.items():
             out = None if buffer is None else of_signal.over(buffer[first:])

@@ -60,8 +60,9 @@ class ZarrBackend:
         while view:
             n_bytes = _read_at(file.descriptor, view, offset)
             if n_bytes == 0:
+                size_bytes = os.fstat(file.descriptor).st_size
                 raise StoreDamaged(
-                    f"{part.file} ends at byte {offset}, it should have {part.grid.file_bytes}. "
+                    f"{part.file} ends at byte {size_bytes}, it should have {part.grid.file_bytes}. "
                     "Run engram verify."
                 )
             view, offset = view[n_bytes:], offset + n_bytes

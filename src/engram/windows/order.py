@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from engram.errors import InputError
 
-__all__ = ["Cursor", "Mode", "Order", "drawn_below"]
+__all__ = ["Cursor", "Mode", "Order", "drawn_below", "whole_number"]
 
 Mode = Literal["sequential", "shuffled", "blocks", "groups", "lengths", "balanced"]
 """How an epoch walks through the windows.
@@ -215,12 +215,14 @@ class Order:
         # mean is then 1 + 63 * 31 / 4095 = 1.5 times that of a full shuffle, mostly far less.
         if mode not in get_args(Mode):
             raise InputError(f"There is no mode {mode!r}. Use one of: {', '.join(get_args(Mode))}.")
-        n_windows = _whole("n_windows", n_windows, 1, 2**62)
-        batch_size = _whole("batch_size", batch_size, 1, 2**31)
-        seed = _whole("seed", seed, 0, 2**63 - 1)
-        block_size = _whole("block_size", block_size, 1, 2**31)
-        pool_blocks = _whole("pool_blocks", pool_blocks, 1, 2**31)
-        bucket_size = batch_size * _whole("bucket_batches", bucket_batches, 1, 2**31)
+        if not n_windows:
+            raise InputError("There are no windows to put in order. Take some.")
+        n_windows = whole_number("n_windows", n_windows, 1, 2**62)
+        batch_size = whole_number("batch_size", batch_size, 1, 2**31)
+        seed = whole_number("seed", seed, 0, 2**63 - 1)
+        block_size = whole_number("block_size", block_size, 1, 2**31)
+        pool_blocks = whole_number("pool_blocks", pool_blocks, 1, 2**31)
+        bucket_size = batch_size * whole_number("bucket_batches", bucket_batches, 1, 2**31)
         _check_array("groups", groups, n_windows, mode, is_used=mode in {"groups", "balanced"})
         _check_array("lengths", lengths, n_windows, mode, is_used=mode == "lengths")
         if weights is not None and mode != "balanced":
@@ -433,12 +435,35 @@ class Order:
         return groups.members[groups.starts[group] + steps].astype(np.int64)
 
 
-def _whole(name: str, value: int, least: int, most: int) -> int:
-    """Refuse a number that is out of range; give it as Python's own, which fingerprints alike."""
-    if not least <= value <= most:
-        raise InputError(
-            f"{name} is {value}, and must be from {least} to {most}. Use a number in that range."
-        )
+def whole_number(name: str, value: int, least: int, most: int) -> int:
+    """Refuse what is no whole number, or out of range; give it as Python's own, which fingerprints alike.
+
+    Parameters
+    ----------
+    name
+        What the caller calls it.
+    value
+        A whole number of Python's, NumPy's or PyTorch's.
+    least, most
+        Both allowed.
+
+    Raises
+    ------
+    InputError
+        If it is none, or outside.
+
+    Examples
+    --------
+    >>> whole_number("epoch", np.int64(3), 0, 9)
+    3
+    >>> whole_number("epoch", 1.5, 0, 9)
+    Traceback (most recent call last):
+    ...
+    engram.errors.InputError: epoch is 1.5, and must be a whole number from 0 to 9. Use one.
+    """
+    is_whole = not isinstance(value, bool) and hasattr(value, "__index__")
+    if not is_whole or not least <= operator.index(value) <= most:
+        raise InputError(f"{name} is {value!r}, and must be a whole number from {least} to {most}. Use one.")
     return operator.index(value)
 
 
