@@ -273,6 +273,17 @@ def test_set_epoch_keeps_a_place_within_that_epoch(windows: Windows) -> None:
     assert json.dumps(loader.state_dict()["epoch"]) == "1"
 
 
+def test_who_looks_at_a_batch_meanwhile_does_not_move_the_place(windows: Windows) -> None:
+    """The pass that goes on says where it is, and the next one is of the next epoch."""
+    loader = windows.loader(16, mode="shuffled")
+    for number, _ in enumerate(loader, 1):
+        if number == 2:
+            assert next(iter(loader)).numbers.tolist()
+        elif number == 3:
+            assert loader.cursor.n_batches == 3
+    assert loader.cursor.epoch == 1
+
+
 def test_a_pass_under_way_does_not_move_a_place_that_was_set(windows: Windows) -> None:
     """What was loaded, or set, is where the next pass begins, whoever still reads on."""
     loader = windows.loader(32, mode="shuffled")

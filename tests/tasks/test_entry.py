@@ -288,8 +288,11 @@ def test_a_target_says_which_challenge() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"anchor": ("contrastTrial_start",)}, "these count from contrastTrial_start, in windows that begin"),
-        ({"trial_start_offset_s": 0.0}, "these count from left_target or right_target, .* at 0.0 s"),
+        (
+            {"anchor": ("contrastTrial_start",)},
+            "these from contrastTrial_start, in windows that begin at 0.5 s",
+        ),
+        ({"trial_start_offset_s": 0.0}, "these from left_target or right_target, .* at 0 s"),
     ],
 )
 def test_a_time_counts_from_the_target(changes: dict[str, Any], said: str) -> None:
@@ -299,6 +302,8 @@ def test_a_time_counts_from_the_target(changes: dict[str, Any], said: str) -> No
     with pytest.raises(InputError, match=said):
         check_cutting(one, replace(one.windows, **changes))
     check_cutting(one, replace(one.windows, first_between=(), anchor=("left_target",), shift_s=0.1))
+    in_samples = replace(one.windows, trial_start_offset_s=None, trial_start_offset_samples=50)
+    check_cutting(one, in_samples)
     check_cutting(two, FixedWindows(signal="eeg", window_size_s=2.0))
     check_cutting(two, replace(one.windows, **changes))
 

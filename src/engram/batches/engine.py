@@ -300,7 +300,7 @@ class _Crew:
         return True
 
     def _look_ahead(self, numbers: Sequence[int]) -> Iterator[Ranges | None]:
-        """Find batch after batch, giving what to read of it; None for one without rows, or nobody stopped."""
+        """Find batch after batch, and give what to read of it; None of one without rows: a place to stop."""
         for first in range(0, len(numbers), AHEAD_BATCHES):
             some = numbers[first : first + AHEAD_BATCHES]
             reads = self._source.find(some)

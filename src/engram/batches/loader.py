@@ -156,7 +156,7 @@ class Loader:
         the loader plans to hold."""
         self._cursor = Cursor(order.fingerprint)
         self._is_loaded = False
-        self._n_passes = 0
+        self._n_set = 0  # how often the place was
         self._hits = CacheHits()
 
     def __len__(self) -> int:
@@ -170,8 +170,7 @@ class Loader:
         # iterators that it never uses, and they must not use up a place that was loaded.
         cursor = self._cursor if self._is_loaded else replace(self._cursor, n_batches=0)
         self._is_loaded, epoch = False, cursor.epoch
-        self._n_passes += 1
-        this_pass = self._n_passes
+        n_set = self._n_set
         share = Share(
             self.windows,
             self.order,
@@ -188,29 +187,28 @@ class Loader:
         batches = iter(Engine(share, numbers, self.sizes))
         for number in numbers:
             # No name for the batch: its memory is used again once the caller lets go of it.
-            yield self._moved(this_pass, epoch, number, next(batches))
+            yield self._moved(n_set, epoch, number, next(batches))
 
-    def _moved(self, this_pass: int, epoch: int, number: int, batch: Batch) -> Batch:
-        """Move the cursor past a batch, before it is handed out.
+    def _moved(self, n_set: int, epoch: int, number: int, batch: Batch) -> Batch:
+        """Move the cursor past a batch, before it is handed out, unless it was set since the pass began.
 
         Nobody may ask again after the last one: Lightning, which knows the length, does not.
         """
         is_last = number + 1 == len(self)
-        if this_pass == self._n_passes:  # else it is another pass's, or was set since
+        if n_set == self._n_set:
             place = (epoch + 1, 0) if is_last else (epoch, number + 1)
             self._cursor = Cursor(self.order.fingerprint, *place)
         return batch
 
-    def _go_to(self, cursor: Cursor, *, is_loaded: bool) -> None:
-        """Let the next pass begin elsewhere; one that is under way moves the cursor no more."""
+    def _set(self, cursor: Cursor, *, is_loaded: bool) -> None:
         self._cursor, self._is_loaded = cursor, is_loaded
-        self._n_passes += 1
+        self._n_set += 1
 
     @property
     def cursor(self) -> Cursor:
         """The place after the last batch handed out; after an epoch's last batch, the next epoch.
 
-        The newest pass moves it; one that was under way before ``set_epoch`` or ``load_state_dict`` does not.
+        After ``set_epoch`` or ``load_state_dict``, passes that were under way move it no more.
         """
         return self._cursor
 
@@ -229,7 +227,7 @@ class Loader:
         """
         epoch = whole_number("epoch", epoch, 0, MOST_EPOCHS)
         if epoch != self._cursor.epoch:
-            self._go_to(Cursor(self.order.fingerprint, epoch), is_loaded=False)
+            self._set(Cursor(self.order.fingerprint, epoch), is_loaded=False)
 
     def state_dict(self) -> dict[str, str | int]:
         """Give the cursor as a plain dict of text and whole numbers."""
@@ -252,7 +250,7 @@ class Loader:
         self.order.check(cursor)
         if cursor.n_batches == len(self):  # as who counts the batches alone says of a whole epoch
             cursor = Cursor(cursor.fingerprint, cursor.epoch + 1)
-        self._go_to(cursor, is_loaded=True)
+        self._set(cursor, is_loaded=True)
 
 
 def _is_cache_useless(windows: Windows, order: Order) -> bool:

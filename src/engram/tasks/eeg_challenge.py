@@ -379,17 +379,19 @@ def check_cutting(challenge: Challenge, spec: EventWindows | FixedWindows) -> No
     InputError
         If the scorer's windows are cut otherwise. Windows of a target that is no time are cut anyhow.
     """
-    scored = challenge.windows
-    if not isinstance(scored, EventWindows):
+    if not (isinstance(challenge.windows, EventWindows) and isinstance(spec, EventWindows)):
         return
-    own_offset_s = spec.trial_start_offset_s if isinstance(spec, EventWindows) else None
-    anchor = spec.anchor if isinstance(spec, EventWindows) else ()
-    if not {*anchor} <= {*scored.anchor} or own_offset_s != scored.trial_start_offset_s:
+    wanted_s, found_s = _offset_s(challenge.windows), _offset_s(spec)
+    if not {*spec.anchor} <= {*challenge.windows.anchor} or found_s != wanted_s:
         raise InputError(
-            f"The times of {challenge.name} count from {' or '.join(scored.anchor)}, in windows that begin "
-            f"{scored.trial_start_offset_s:g} s after it, and these count from {' or '.join(anchor)}, in "
-            f"windows that begin at {own_offset_s} s. Train what engram recipe {challenge.name} says."
+            f"The times of {challenge.name} count from {' or '.join(challenge.windows.anchor)}, in windows "
+            f"that begin {wanted_s:g} s after it, and these from {' or '.join(spec.anchor)}, in windows that "
+            f"begin at {found_s:g} s. Train what engram recipe {challenge.name} says."
         )
+
+
+def _offset_s(spec: EventWindows) -> float:
+    return spec.trial_start_offset_s or (spec.trial_start_offset_samples or 0) / SFREQ
 
 
 def _aim(target: Target | None) -> Any:

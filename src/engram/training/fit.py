@@ -828,5 +828,5 @@ def _locked(folder: Path, settings: FitSettings) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        if is_new and is_first and [path.name for path in folder.iterdir()] == [".lock"]:
+        if is_new and is_first and {path.name for path in folder.iterdir()} <= {".lock"}:
             shutil.rmtree(folder)  # nothing came of it
