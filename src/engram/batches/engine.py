@@ -207,20 +207,17 @@ class _Crew:
         if is_ending() or self.process != process():
             return  # after a fork, they are the parent's
         self._waiting = iter(())
-        for _ in self._threads:
-            self._free.put(None)
+        self._free.put(None)
         if current_thread() in self._threads:
             return  # an iterator lost in a circle: the collector found it here, and waits for nobody
-        late = [thread for thread in self._threads if thread.ident is None]
         for thread in self._threads:
-            if thread not in late:
+            if thread.ident is not None:
                 thread.join()
         # Whoever keeps an error keeps the frames that it came through, and this with them.
         self._early, self._found, self._ahead, self._slots = {}, {}, iter(()), set()
         self._lost = None
         self._done, self._free = SimpleQueue(), SimpleQueue()
-        for _ in late:  # who interrupts a start may be ahead of the thread
-            self._free.put(None)
+        self._free.put(None)  # for a thread that has not come to run yet: its start was interrupted
 
     def _add_slot(self) -> None:
         slot = _Slot(self._sizes.slot_bytes)
@@ -246,6 +243,7 @@ class _Crew:
             if not self._fill_next(slot):
                 return
             del slot  # while this thread waits, nobody may want it any more
+        self._free.put(None)  # to the next: one for all, so that no second Ctrl-C comes between
 
     def _fill_next(self, slot: _Slot) -> bool:
         with self._lock:
