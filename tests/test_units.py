@@ -41,10 +41,11 @@ def test_what_is_no_time_is_refused(time_s: float) -> None:
         times_to_samples(np.array([1.0, time_s]), 100.0)
 
 
-def test_what_no_sample_number_holds_is_refused() -> None:
-    """Instead of some other sample."""
-    with pytest.raises(ValueError, match=r"1e\+300 s is beyond"):
-        times_to_samples(np.array([1.0, -1e300]), 100.0)
+def test_a_time_that_no_sample_number_holds_is_beyond_all() -> None:
+    """And on its own side of zero, also where another is added to it."""
+    samples = times_to_samples(np.array([-1e300, 1.0, 1e300]), 100.0)
+    assert samples.tolist() == [-(2**60), 100, 2**60]
+    assert (samples + samples).tolist() == [-(2**61), 200, 2**61]
 
 
 @pytest.mark.parametrize("size", ["0", "0.5", "9" * 400, "8388608 TiB", 2**63])

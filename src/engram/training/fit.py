@@ -295,7 +295,7 @@ def _make_trainer(course: _Course, settings: FitSettings, folder: Path) -> Train
             default_root_dir=folder,
         )
     except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = " ".join(str(error).split()).rstrip(".!")
         raise InputError(
             f"accelerator={settings.accelerator!r} with devices={settings.devices} is not to be had here: "
             f'{reason}. Use accelerator = "auto", or "cpu".'
