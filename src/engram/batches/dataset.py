@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from engram.batches.batch import Batch
 from engram.batches.engine import Engine, Sizes
-from engram.batches.loader import MOST_EPOCHS, Share, check_place, check_settings
+from engram.batches.loader import Share, check_place, check_settings
 from engram.batches.reading import Dtype
 from engram.windows.cutting import Located
 from engram.windows.order import Order, whole_number
@@ -211,4 +211,4 @@ class WindowStream(IterableDataset[Batch]):
         InputError
             If it is no whole number, or below 0.
         """
-        self._epoch.fill_(whole_number("epoch", epoch, 0, MOST_EPOCHS))
+        self._epoch.fill_(whole_number("epoch", epoch))

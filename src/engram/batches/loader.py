@@ -28,14 +28,11 @@ from engram.windows.order import Cursor, Order, whole_number
 if TYPE_CHECKING:
     from engram.batches.windows import Windows
 
-__all__ = ["MOST_EPOCHS", "Check", "Loader", "shared_budget"]
+__all__ = ["Check", "Loader", "shared_budget"]
 
 Check: TypeAlias = Literal["crc"]
 """What is compared while windows are read: every block that is touched with its CRC32C."""
 
-
-MOST_EPOCHS = 2**63 - 1
-"""What PyTorch can count to."""
 
 _FAR_LARGER = 4
 """Times what memory leaves: of less data, the page cache has much again in the next epoch."""
@@ -225,7 +222,7 @@ class Loader:
         InputError
             If it is no whole number, or below 0.
         """
-        epoch = whole_number("epoch", epoch, 0, MOST_EPOCHS)
+        epoch = whole_number("epoch", epoch)
         if epoch != self._cursor.epoch:
             self._set(Cursor(self.order.fingerprint, epoch), is_loaded=False)
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from engram.errors import InputError
 from engram.units import parse_bytes
-from engram.windows.order import Mode
+from engram.windows.order import Mode, whole_number
 
 __all__ = ["FitSettings", "Framing", "LossName", "OptimizerName", "Precision", "Scaling", "SchedulerName"]
 
@@ -47,9 +47,6 @@ _AT_LEAST_ONE = (
 )
 _POSITIVE = ("huber_delta", "learning_rate")
 _NOT_NEGATIVE = ("l1", "l2", "weight_decay", "momentum", "warmup_epochs", "noise", "channel_dropout")
-
-_MOST_SEED = 2**63 - 1
-"""As of an order."""
 
 
 def _is_whole(value: object) -> bool:
@@ -205,8 +202,7 @@ class FitSettings:
         for name in _NOT_NEGATIVE:
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name}={getattr(self, name)} is negative or no number. Use 0 or more.")
-        if not _is_whole(self.seed) or not 0 <= self.seed <= _MOST_SEED:
-            raise InputError(f"seed={self.seed!r} is no whole number from 0 to {_MOST_SEED}. Use one.")
+        whole_number("seed", self.seed)
         self._check_optional()
         self._check_together()
 

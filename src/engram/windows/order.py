@@ -219,7 +219,7 @@ class Order:
             raise InputError("There are no windows to put in order. Take some.")
         n_windows = whole_number("n_windows", n_windows, 1, 2**62)
         batch_size = whole_number("batch_size", batch_size, 1, 2**31)
-        seed = whole_number("seed", seed, 0, 2**63 - 1)
+        seed = whole_number("seed", seed)
         block_size = whole_number("block_size", block_size, 1, 2**31)
         pool_blocks = whole_number("pool_blocks", pool_blocks, 1, 2**31)
         bucket_size = batch_size * whole_number("bucket_batches", bucket_batches, 1, 2**31)
@@ -435,7 +435,7 @@ class Order:
         return groups.members[groups.starts[group] + steps].astype(np.int64)
 
 
-def whole_number(name: str, value: int, least: int, most: int) -> int:
+def whole_number(name: str, value: int, least: int = 0, most: int = 2**63 - 1) -> int:
     """Refuse what is no whole number, or out of range; give it as Python's own, which fingerprints alike.
 
     Parameters
@@ -445,7 +445,7 @@ def whole_number(name: str, value: int, least: int, most: int) -> int:
     value
         A whole number of Python's, NumPy's or PyTorch's.
     least, most
-        Both allowed.
+        Both allowed; as they are by default, PyTorch and NumPy hold the number.
 
     Raises
     ------
