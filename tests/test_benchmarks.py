@@ -123,7 +123,7 @@ def test_a_fraction_is_of_what_the_machine_could_do_in_that_minute() -> None:
     results, run, reader = load("results"), load("run"), load("readers").READERS["engram"]
     rates = {"warm": (60_000, 30_000, 70_000), "capped": (20_000, 10_000, 30_000)}
     limits = {"warm": [10.32, 5.16, 10.32], "capped": [1.25, 0.625, 1.25]}
-    outcome = run.Outcome({}, {reader.form: 0}, {}, {})
+    outcome = run.Outcome({}, {reader.form: 0}, {})
     for regime, found in rates.items():
         measured = [load("cell").Measured(1, each, 0.0, 50_000.0, 0.0, 0.0) for each in found]
         outcome.runs[run.Cell(reader, 0, regime)] = run.Runs(measured, limits[regime])
@@ -140,7 +140,7 @@ def test_a_round_that_read_the_disk_in_the_page_cache_s_regime_does_not_count() 
     measured = load("cell").Measured(1, 100.0, 0.0, 50_000.0, 0.0, 0.0)
     sometimes, never = run.Cell(reader, 0, "warm"), run.Cell(reader, 2, "warm")
     runs = {sometimes: run.Runs([measured], cold=cold), never: run.Runs(cold=cold)}
-    rows = results.rows_of(run.Outcome(runs, {reader.form: 0}, {}, {}))
+    rows = results.rows_of(run.Outcome(runs, {reader.form: 0}, {}))
     assert [(row.workers, row.rounds) for row in rows] == [(0, 1)]
     assert {cell.workers: each.failure for cell, each in runs.items()} == {0: "", 2: cold}
 

@@ -1,10 +1,11 @@
 """Cell: one reader, one number of workers, one regime, in a process of its own.
 
 This module is what that process runs. It prints one line of JSON: how fast the batches came, what they
-cost, and that they were right. The clock starts when everything is imported. After the first batch, and
-a second of warming up, batches are counted for as long as was asked; a batch that takes longer than
-that by itself is the measurement. Then, with the clock stopped, some batches are compared with the
-corpus, byte for byte: a reader that delivers anything else has no row.
+cost, and that they were right. The clock starts when everything is imported, and the files are in the
+page cache, or out of it, as the regime wants them. After the first batch, and a second of warming up,
+batches are counted for as long as was asked; a batch that takes longer than that by itself is the
+measurement. Then, with the clock stopped, some batches are compared with the corpus, byte for byte: a
+reader that delivers anything else has no row.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 N_EPOCHS = 20
 """Epochs of the order: more windows than any reader gets through."""
+GATE_S = 0.01
 SLOW_WINDOWS_PER_S = 50
 """Below this, a further batch to look at would take longer than the measurement."""
 
@@ -69,6 +71,8 @@ class Task:
     """How long not to count before."""
     seed: int = 0
     """Of the order."""
+    gate: str | None = None
+    """File that is there once the reader's files are as the regime wants them; None: they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,8 @@ def measure(reader: Reader, corpus: Corpus, request: Request, task: Task) -> Mea
     """Measure a reader, then check what it delivers."""
     for library in reader.libraries:
         import_module(library)
+    while task.gate and not Path(task.gate).exists():
+        time.sleep(GATE_S)
     begun = Meters.read()
     batches = reader.batches(request)
     last = next(batches)

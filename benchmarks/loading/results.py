@@ -203,7 +203,6 @@ def machine_of(plan: Plan, outcome: Outcome, rows: list[Row], date: datetime) ->
         "copy_gb_per_s": _spread(limits.get("warm", []), 2),
         "disk_gb_per_s": _spread(limits.get("capped", []), 3),
         "disk_meter": f"{disk_meter()}, {READ_BYTES:,} bytes",
-        "prepare_s": {form: round(seconds, 1) for form, seconds in outcome.prepare_s.items()},
         "settings": {
             reader.name: {
                 "library": f"{reader.distribution} {version_of(reader.distribution)}",

@@ -2,9 +2,10 @@
 
 This module decides what happens between two measurements. Every round visits every cell once, in a
 new order, so that a machine that is slow for a minute is slow for all alike; the cells of one form
-come one after another, warm before capped, so that its files are read into the page cache once. Before a
-warm cell they are read in whole, before a capped one dropped. A warm cell that made the disk read is
-measured again, and then has nothing in this round; without any round it has no row.
+come one after another, warm before capped, so that its files are read into the page cache once. While a
+process imports its libraries, they are read in whole for a warm cell, and dropped for a capped one. A
+warm cell that made the disk read is measured again, and then has nothing in this round; without any round
+it has no row.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -38,7 +39,10 @@ UNLIMITED_BYTES = 1 << 42
 CELL_TIMEOUT_S = 240.0
 PREPARATION_TIMEOUT_S = 1800.0
 FREE_SPACE_MARGIN = 1.1
-READ_BYTES = 8 << 20
+READ_BYTES, FILES_AT_ONCE = 1 << 20, 8
+"""How files are read in whole: two readers have 60,000 and 120,000, half a minute one after another."""
+FORMS_AT_ONCE = 2
+"""Are written: most take one core."""
 WARM_DISK_SHARE, WARM_DISK_BYTES_PER_S = 0.01, 50 * 10**6
 """What a warm cell may have from the disk: a share of what it delivers, and what takes a disk some
 hundredths of the time, for libraries, and where the system takes pages back that were idle for seconds."""
@@ -115,8 +119,6 @@ class Outcome:
     runs: dict[Cell, Runs]
     form_bytes: dict[str, int]
     """Bytes on disk by form."""
-    prepare_s: dict[str, float]
-    """Seconds that writing took, by form."""
     missing: dict[str, str]
     """Readers that could not be measured, and why."""
 
@@ -157,7 +159,7 @@ def run(plan: Plan, tell: Callable[[str], None] = print) -> Iterator[Outcome]:
     corpus = Corpus(plan.folder / "corpus.f16", plan.n_recordings)
     _check_space(plan, corpus)
     write_corpus(corpus)
-    outcome = Outcome({}, {}, {}, missing)
+    outcome = Outcome({}, {}, missing)
     with _home(plan.folder) as environment:
         bench = _Bench(plan, corpus, environment)
         _prepare(bench, outcome, tell)
@@ -191,6 +193,8 @@ class _Bench:
     plan: Plan
     corpus: Corpus
     environment: dict[str, str]
+    files: dict[str, list[Path]] = field(default_factory=dict)
+    """What each form consists of; nothing is written any more once it is."""
 
     def task(self, reader: Reader) -> Task:
         """Say what a process of this reader begins with."""
@@ -227,18 +231,20 @@ def _home(folder: Path) -> Iterator[dict[str, str]]:
 def _prepare(bench: _Bench, outcome: Outcome, tell: Callable[[str], None]) -> None:
     """Write each form once, by the first reader that reads it."""
     wanted = {cell.reader.form: cell.reader for cell in reversed(cells_of(bench.plan))}
-    for form, reader in wanted.items():
-        folder = bench.plan.folder / form
-        folder.mkdir()
-        begin = time.monotonic()
-        task = replace(bench.task(reader), is_preparation=True)
-        done = bench.run(task, UNLIMITED_BYTES, PREPARATION_TIMEOUT_S)
-        if done.returncode:
-            readers = [each for each in bench.plan.readers if each.form == form]
-            outcome.missing |= {each.name: f"could not be prepared: {_reason(done)}" for each in readers}
-        outcome.prepare_s[form] = time.monotonic() - begin
-        outcome.form_bytes[form] = sum(path.stat().st_blocks * 512 for path in _files(folder))
-        tell(f"prepared {form} in {outcome.prepare_s[form]:.0f} s")
+
+    def write(form: str) -> LimitedRun:
+        (bench.plan.folder / form).mkdir()
+        task = replace(bench.task(wanted[form]), is_preparation=True)
+        return bench.run(task, UNLIMITED_BYTES, PREPARATION_TIMEOUT_S)
+
+    with ThreadPoolExecutor(FORMS_AT_ONCE) as pool:
+        for form, done in zip(wanted, pool.map(write, wanted), strict=True):
+            if done.returncode:
+                readers = [each for each in bench.plan.readers if each.form == form]
+                outcome.missing |= {each.name: f"could not be prepared: {_reason(done)}" for each in readers}
+            bench.files[form] = _files(bench.plan.folder / form)
+            outcome.form_bytes[form] = sum(path.stat().st_blocks * 512 for path in bench.files[form])
+            tell(f"prepared {form} in {done.duration_s:.0f} s")
     # What is still on its way to the disk would disturb the first cells.
     subprocess.run(["sync", "-f", str(bench.plan.folder)], check=True)
 
@@ -254,18 +260,24 @@ def _in_order(cells: list[Cell], number: int) -> list[Cell]:
 
 def _measure(bench: _Bench, cell: Cell, runs: Runs, number: int) -> None:
     """Measure a cell once; a warm one whose pages were taken away meanwhile, once more."""
-    limit = bench.limit_of(cell)
+    limit, gate = bench.limit_of(cell), bench.plan.folder / "gate"
     task = replace(
-        bench.task(cell.reader), workers=cell.workers, stride_samples=cell.stride_samples, seed=number
+        bench.task(cell.reader),
+        workers=cell.workers,
+        stride_samples=cell.stride_samples,
+        seed=number,
+        gate=str(gate),
     )
     limit_bytes = UNLIMITED_BYTES if cell.regime == "warm" else bench.plan.cap_bytes
     runs.cold = ""
     for _ in range(2):
-        files = _files(bench.plan.folder / cell.reader.form)
-        read_all(files) if cell.regime == "warm" else forget(files)
+        gate.unlink(missing_ok=True)
         before_gb_per_s = limit and limit()
         try:
-            done = bench.run(task, limit_bytes, CELL_TIMEOUT_S)
+            with ThreadPoolExecutor(1) as pool:
+                ready = pool.submit(_make_ready, bench.files[cell.reader.form], cell.regime, gate)
+                done = bench.run(task, limit_bytes, CELL_TIMEOUT_S)
+                ready.result()
         except subprocess.TimeoutExpired:
             runs.outcome = "timed out"
             return
@@ -299,14 +311,22 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def read_all(files: list[Path]) -> None:
-    """Read files from front to back, so that the page cache holds them in large pieces."""
-    buffer = bytearray(READ_BYTES)
-    for path in files:
-        with path.open("rb", buffering=0) as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            while file.readinto(buffer):
-                pass
+def _make_ready(files: list[Path], regime: Regime, gate: Path) -> None:
+    """Have the page cache hold all of some files, or nothing; then let the cell begin."""
+    try:
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            list(pool.map(read_whole if regime == "warm" else lambda path: forget([path]), files))
+    finally:
+        gate.touch()  # or the cell would wait for a failure that is ours to tell
+
+
+def read_whole(path: Path) -> None:
+    """Read a file from front to back, so that the page cache holds it in large pieces."""
+    with path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        buffer = bytearray(READ_BYTES)
+        while file.readinto(buffer):
+            pass
 
 
 def _line(cell: Cell, runs: Runs) -> str:

@@ -374,7 +374,7 @@ def test_ranks_and_workers_share_one_order_from_any_place(windows: Windows, worl
     assert len(expected[-1]) == 1
     share: dict[str, Any] = {"batch_size": 7, "mode": "shuffled", "drop_last": False, "world": world}
     for rank in range(world):
-        for left, threads, first in ((45_000, 3, 0), (10**6, 3, 5), (2 * 10**9, 1, len(expected) - 1)):
+        for left, threads, first in ((76_000, 3, 0), (10**6, 3, 5), (2 * 10**9, 1, len(expected) - 1)):
             memory = windows.tables_bytes + left
             loader = windows.loader(memory=memory, threads=threads, rank=rank, **share)
             state = Cursor(order.fingerprint, epoch=1, n_batches=first).to_dict()

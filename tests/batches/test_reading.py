@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from engram.batches.reading import Reader, tables_of
+from engram.batches.reading import Reader, SignalReads, tables_of
 from engram.errors import InputError, StoreDamaged
 from engram.store.reader import Store
 from engram.testing.kinds import make_arrays, make_bank
@@ -33,6 +34,11 @@ def located(tables: Tables, signal: str, rows: list[tuple[str, int, int]]) -> Lo
         anchor_s=np.zeros(len(rows)),
         i_window_in_trial=np.zeros(len(rows), np.int64),
     )
+
+
+def find(reader: Reader, windows: Located, signal: str) -> SignalReads:
+    """Find what has to be read for one batch."""
+    return next(reader.find_each(windows, [0, len(windows.recording)], signal))
 
 
 def stacked(store: Store, signal: str, rows: list[tuple[str, int, int]]) -> NDArray[Any]:
@@ -62,12 +68,44 @@ def test_a_batch_is_its_windows_read_one_by_one(kinds: Store, data: st.DataObjec
         rows.append((name, start, data.draw(st.integers(0, min(n_samples - start, 64)))))
 
     reader = Reader(kinds, tables.ids)
-    batch = reader.read(reader.find(located(tables, signal, rows), signal))
+    batch = reader.read(find(reader, located(tables, signal, rows), signal))
 
     expected = stacked(kinds, signal, rows)
     assert batch.dtype == expected.dtype
     assert batch.flags.c_contiguous
     np.testing.assert_array_equal(batch, expected, strict=True)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sizes=st.lists(st.integers(0, 4), max_size=6).filter(any), seed=st.integers(0, 2**16))
+def test_batches_found_together_are_those_found_alone(kinds: Store, sizes: list[int], seed: int) -> None:
+    """Over precisions, scalings, lengths and banks, with batches of no windows between them."""
+    tables, rng = tables_of(kinds), np.random.default_rng(seed)
+    reader = Reader(kinds, tables.ids)
+    bounds = np.cumsum([0, *sizes]).tolist()
+    for signal, names in (("eeg", EEG_OF_8), ("image", ["volumes"])):
+        rows = [
+            (str(rng.choice(names)), int(start), int(rng.integers(1, 4 - start)))
+            for start in rng.integers(0, 3, bounds[-1])
+        ]
+        where = located(tables, signal, rows)
+        together = list(reader.find_each(where, bounds, signal))
+        alone = [
+            find(reader, where.between(begin, end), signal) for begin, end in pairwise(bounds) if begin < end
+        ]
+        assert [reads.shape for reads in together] == [reads.shape for reads in alone]
+        for reads, expected in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(reader.read(reads), reader.read(expected), strict=True)
+
+
+def test_batches_of_several_forms_fail_one_by_one(kinds: Store) -> None:
+    """A batch that mixes forms is refused in its turn: those before it were found."""
+    tables = tables_of(kinds)
+    rows = [("session-0", 0, 4), ("session-1", 0, 4), ("session-1", 0, 4), ("session-0", 0, 4)]
+    found = Reader(kinds, tables.ids).find_each(located(tables, "robs", rows), [0, 1, 2, 4], "robs")
+    assert [next(found).shape, next(found).shape] == [(1, 20, 4), (1, 21, 4)]
+    with pytest.raises(InputError, match="they cannot share a batch"):
+        next(found)
 
 
 def test_one_batch_may_mix_precisions(kinds: Store) -> None:
@@ -79,7 +117,7 @@ def test_one_batch_may_mix_precisions(kinds: Store) -> None:
     }  # fmt: skip
 
     reader = Reader(kinds, tables.ids)
-    batch = reader.read(reader.find(located(tables, "eeg", rows), "eeg"))
+    batch = reader.read(find(reader, located(tables, "eeg", rows), "eeg"))
 
     np.testing.assert_array_equal(batch, stacked(kinds, "eeg", rows), strict=True)
     for row, (_, _, length) in zip(batch, rows, strict=True):
@@ -91,7 +129,7 @@ def test_signals_of_another_form_share_no_batch(kinds: Store) -> None:
     tables = tables_of(kinds)
     rows = [("session-0", 0, 4), ("session-1", 0, 4)]
     with pytest.raises(InputError, match=r"\(20,\).*\(21,\).*Use mode='groups' with by='recording'"):
-        Reader(kinds, tables.ids).find(located(tables, "robs", rows), "robs")
+        find(Reader(kinds, tables.ids), located(tables, "robs", rows), "robs")
 
 
 def test_a_store_cut_short_under_its_reader_is_an_error(kinds_path: Path, tmp_path: Path) -> None:
@@ -102,13 +140,13 @@ def test_a_store_cut_short_under_its_reader_is_an_error(kinds_path: Path, tmp_pa
         tables = tables_of(store)
         where = located(tables, "eeg", [("eeg-129", 2900, 100)])
         reader = Reader(store, tables.ids)
-        reader.read(reader.find(where, "eeg"))
+        reader.read(find(reader, where, "eeg"))
         extent = store.extent("eeg-129", "eeg")
         file = path / extent.part.file
         with file.open("r+b") as opened:
             opened.truncate((extent.start + 2950) * extent.part.grid.sample_bytes)
         with pytest.raises(StoreDamaged, match="Run engram verify"):
-            reader.read(reader.find(where, "eeg"))
+            reader.read(find(reader, where, "eeg"))
 
 
 @pytest.mark.parametrize("name", ["sentence-0", "sentence-4", "sentence-5", "sentence-6", "session-0"])
@@ -118,7 +156,7 @@ def test_reading_takes_no_more_memory_than_it_says(kinds: Store, name: str) -> N
     tables = tables_of(kinds)
     reader = Reader(kinds, tables.ids)
     where = located(tables, signal, [(name, 0, 300)] * 32)
-    reads = reader.find(where, signal)
+    reads = find(reader, where, signal)
     reader.read(reads)
     stored = reader.stored(name, signal)
     predicted = 32 * stored.n_bytes(300) + stored.scratch_bytes(300)

@@ -72,6 +72,8 @@ class Sizes:
     """The most that the signals of one batch take."""
     n_threads: int
     """Threads that read; below ``n_slots``."""
+    n_found: int = AHEAD_BATCHES
+    """Batches that a source is asked about at once: of few windows each, many take hardly longer than one."""
 
 
 class Engine:
@@ -299,8 +301,8 @@ class _Crew:
 
     def _look_ahead(self, numbers: Sequence[int]) -> Iterator[Ranges | None]:
         """Find batch after batch, and give what to read of it; None of one without rows: a place to stop."""
-        for first in range(0, len(numbers), AHEAD_BATCHES):
-            some = numbers[first : first + AHEAD_BATCHES]
+        for first in range(0, len(numbers), self._sizes.n_found):
+            some = numbers[first : first + self._sizes.n_found]
             reads = self._source.find(some)
             for number in some:
                 try:

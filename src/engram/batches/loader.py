@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -33,6 +33,10 @@ __all__ = ["Check", "Loader", "shared_budget"]
 Check: TypeAlias = Literal["crc"]
 """What is compared while windows are read: every block that is touched with its CRC32C."""
 
+
+_PLACED_WINDOWS, _PLACED_BATCHES, _PLACED_BYTES = 2048, 64, 256
+"""Windows whose numbers and places are computed at once, in so many batches at most, where eight batches have
+fewer: NumPy takes hardly longer for 2,048 than for 512. And what is known of each per signal meanwhile."""
 
 _FAR_LARGER = 4
 """Times what memory leaves: of less data, the page cache has much again in the next epoch."""
@@ -151,7 +155,7 @@ class Loader:
         self.sizes, self.budget = plan
         """How many batches are held and how many threads read; what was allowed, and the lines that
         the loader plans to hold."""
-        self._cursor = Cursor(order.fingerprint)
+        self._place = 0, 0  # epoch, and batches of it handed out
         self._is_loaded = False
         self._n_set = 0  # how often the place was
         self._hits = CacheHits()
@@ -165,8 +169,8 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         # A generator: its first lines run when its first batch is asked for. Lightning makes
         # iterators that it never uses, and they must not use up a place that was loaded.
-        cursor = self._cursor if self._is_loaded else replace(self._cursor, n_batches=0)
-        self._is_loaded, epoch = False, cursor.epoch
+        epoch, n_batches = self._place
+        first, self._is_loaded = n_batches if self._is_loaded else 0, False
         n_set = self._n_set
         share = Share(
             self.windows,
@@ -180,7 +184,7 @@ class Loader:
             self.is_drawn,
             self._hits,
         )
-        numbers = range(cursor.n_batches, len(self))
+        numbers = range(first, len(self))
         batches = iter(Engine(share, numbers, self.sizes))
         for number in numbers:
             # No name for the batch: its memory is used again once the caller lets go of it.
@@ -193,12 +197,11 @@ class Loader:
         """
         is_last = number + 1 == len(self)
         if n_set == self._n_set:
-            place = (epoch + 1, 0) if is_last else (epoch, number + 1)
-            self._cursor = Cursor(self.order.fingerprint, *place)
+            self._place = (epoch + 1, 0) if is_last else (epoch, number + 1)
         return batch
 
-    def _set(self, cursor: Cursor, *, is_loaded: bool) -> None:
-        self._cursor, self._is_loaded = cursor, is_loaded
+    def _set(self, epoch: int, n_batches: int, *, is_loaded: bool) -> None:
+        self._place, self._is_loaded = (epoch, n_batches), is_loaded
         self._n_set += 1
 
     @property
@@ -207,7 +210,7 @@ class Loader:
 
         After ``set_epoch`` or ``load_state_dict``, passes that were under way move it no more.
         """
-        return self._cursor
+        return Cursor(self.order.fingerprint, *self._place)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch; nothing happens if the cursor is within it.
@@ -223,12 +226,12 @@ class Loader:
             If it is no whole number, or below 0.
         """
         epoch = whole_number("epoch", epoch)
-        if epoch != self._cursor.epoch:
-            self._set(Cursor(self.order.fingerprint, epoch), is_loaded=False)
+        if epoch != self._place[0]:
+            self._set(epoch, 0, is_loaded=False)
 
     def state_dict(self) -> dict[str, str | int]:
         """Give the cursor as a plain dict of text and whole numbers."""
-        return self._cursor.to_dict()
+        return self.cursor.to_dict()
 
     def load_state_dict(self, state: Mapping[str, str | int]) -> None:
         """Go on from where a state was taken.
@@ -246,8 +249,9 @@ class Loader:
         cursor = Cursor.from_dict(state)
         self.order.check(cursor)
         if cursor.n_batches == len(self):  # as who counts the batches alone says of a whole epoch
-            cursor = Cursor(cursor.fingerprint, cursor.epoch + 1)
-        self._set(cursor, is_loaded=True)
+            self._set(cursor.epoch + 1, 0, is_loaded=True)
+        else:
+            self._set(cursor.epoch, cursor.n_batches, is_loaded=True)
 
 
 def _is_cache_useless(windows: Windows, order: Order) -> bool:
@@ -331,14 +335,14 @@ class Share:
 
     def find(self, numbers: Sequence[int]) -> Iterator[Reads]:
         """Say what has to be read for batches, ascending; of some there may be no row for this rank."""
-        every = list(self.order.batches(self.epoch, numbers))
-        mine = [whole[self.rank :: self.world] for whole in every]
+        n_global, mine = [], []
+        for whole in self.order.batches(self.epoch, numbers):
+            n_global.append(len(whole))
+            mine.append(whole[self.rank :: self.world].copy())  # or the other ranks' rows are held, too
         index, offset = self.windows.index, None
         if self.is_drawn and index.is_drawn:
             offset = index.draw(np.concatenate(mine), self.order.seed, self.epoch)
-        yield from self.windows.find_each(
-            mine, [len(whole) for whole in every], dtype=self.dtype, offset=offset
-        )
+        yield from self.windows.find_each(mine, n_global, dtype=self.dtype, offset=offset)
 
     def hint(self, ranges: Ranges) -> None:
         """Let the kernel read some of it ahead, if the page cache is used and does not seem to have it."""
@@ -398,14 +402,20 @@ def _plan(loader: Loader, budget: Budget, threads: int | None) -> tuple[Sizes, B
         held["checksums"] = sum(checksums.nbytes for checksums in windows.store.checksums.values())
     if scales_bytes := windows.scales_bytes:
         held["scales of int16"] = scales_bytes
-    left_bytes = budget.left_bytes - sum(held.values()) - AHEAD_BATCHES * n_rows * found_bytes
+    placed_bytes = n_signals * _PLACED_BYTES * min(_PLACED_WINDOWS, order.n_windows)
+    left_bytes = budget.left_bytes - sum(held.values()) - placed_bytes - AHEAD_BATCHES * n_rows * found_bytes
     of_slot = _with_pages(slot_bytes + n_rows * row_bytes)
     # Past the page cache two at least: while one waits for its last windows, the other's are read.
     n_threads = threads or max(1 + loader.is_direct, min(4, _count_cores()))
     while (n_slots := (left_bytes - n_threads * scratch_bytes) // of_slot) <= n_threads and n_threads > 1:
         n_threads -= 1
-    sizes = Sizes(max(2, min(n_slots, n_threads + SPARE_SLOTS, order.n_batches)), slot_bytes, n_threads)
-    held["windows looked up ahead"] = AHEAD_BATCHES * n_rows * found_bytes
+    sizes = Sizes(
+        max(2, min(n_slots, n_threads + SPARE_SLOTS, order.n_batches)),
+        slot_bytes,
+        n_threads,
+        max(AHEAD_BATCHES, min(_PLACED_WINDOWS // n_rows, _PLACED_BATCHES)),
+    )
+    held["windows looked up ahead"] = placed_bytes + AHEAD_BATCHES * n_rows * found_bytes
     held[f"{sizes.n_slots} batches of {n_rows} windows"] = sizes.n_slots * of_slot
     held[f"buffers of {n_threads} threads"] = n_threads * scratch_bytes
     if n_slots < 2:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -194,8 +195,8 @@ class Reads:
     """Windows of the whole batch over all ranks."""
     dtype: Dtype | None = None
     """What a model is given, if not what is stored."""
-    late_s: NDArray[np.float32] | None = None
-    """(window,) seconds by which windows are read later, where the target is a time that this shortens."""
+    targets: NDArray[np.float32] | NDArray[np.int64] | None = None
+    """As a batch has them: (window, 1) float32 or (window,) int64; None if there are none, or a signal is."""
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -248,13 +249,18 @@ class Reader:
         is_single = numbers is None or not numbers.part.grid.sample_shape
         return Stored(extent, numbers, is_single and self._axes[extent.part.path] == ("time", "channel"))
 
-    def find(self, located: Located, signal: str, dtype: Dtype | None = None) -> SignalReads:
-        """Find what has to be read of one signal for some windows.
+    def find_each(
+        self, located: Located, bounds: Sequence[int], signal: str, dtype: Dtype | None = None
+    ) -> Iterator[SignalReads]:
+        """Find what has to be read of one signal for each of some batches: hardly more work than for one.
 
         Parameters
         ----------
         located
-            Where the windows lie; at least one.
+            Where the windows of all batches lie.
+        bounds
+            (batch + 1,) number in ``located`` of each batch's first window; the last is how many there
+            are. Of a batch without windows nothing is given.
         signal
             Name of the signal.
         dtype
@@ -263,40 +269,48 @@ class Reader:
         Raises
         ------
         InputError
-            If the recordings' samples differ in form.
+            At a batch whose recordings' samples differ in form.
         StoreDamaged
-            If the numbers of a bank's rows cannot be read.
+            At a batch whose numbers of a bank's rows cannot be read.
         """
-        places = self._placed(signal)
-        recordings = located.recording
-        table = places.table[:, recordings]
-        forms = table[_FORM]
-        if (forms != forms[0]).any():
-            self._refuse_mixture(recordings, forms, places)
-        first, lengths = places.stored[int(recordings[0])], located.lengths[signal]
-        columns = np.empty((5, len(recordings)), np.int64)
-        columns[0], columns[1] = table[_PART], table[_START] + located.starts[signal]
-        columns[2], columns[3], columns[4] = lengths, np.arange(len(lengths)), 0
-        if first.numbers is not None:
-            columns = self._in_bank(located, signal, places, columns)
-        ranges: list[Ranges] = []
+        places, lengths = self._placed(signal), located.lengths[signal]
+        table = places.table[:, located.recording]
+        columns = np.zeros((5, len(lengths)), np.int64)
+        columns[0], columns[2] = table[_PART], lengths
+        columns[1] = table[_START] + located.starts[signal]
+        columns[3] = np.arange(len(lengths)) - np.repeat(bounds[:-1], np.diff(bounds))
+        for begin, end in pairwise(bounds):
+            if begin == end:
+                continue
+            recordings = located.recording[begin:end]
+            places.check_form(recordings, self._recordings)
+            first, of_batch = places.stored[int(recordings[0])], columns[:, begin:end]
+            if first.numbers is not None:
+                of_batch = self._in_bank(located.between(begin, end), signal, places, of_batch)
+            # A copy: a batch may keep them, and numbers of one length are held once for all.
+            of_windows = np.array(lengths[begin:end])
+            yield SignalReads(
+                tuple(self._ranges(places, recordings, of_batch)),
+                of_windows,
+                int(of_windows.max()),
+                first.sample_shape,
+                first.rows_shape,
+                dtype or first.dtype,
+                first.is_channels,
+            )
+
+    def _ranges(
+        self, places: _Places, recordings: NDArray[np.int32], columns: NDArray[np.int64]
+    ) -> Iterator[Ranges]:
+        """Part ranges of samples by how they are stored, in pieces that are read at once."""
         for number in places.precisions:
-            alike = table[_PRECISION, columns[3]] == number if len(places.precisions) > 1 else slice(None)
-            some = columns[:, alike]
+            some = columns
+            if len(places.precisions) > 1:
+                some = columns[:, places.table[_PRECISION, recordings[columns[3]]] == number]
             if some.size:
-                of_rows = recordings[some[3]]
-                scalings = self._scalings(places, of_rows) if _PRECISIONS[number] == "int16" else None
-                ranges += Ranges(places.parts, _PRECISIONS[number], some, scalings).chunks(_CHUNK_BYTES)
-        # A copy: a batch may keep them, and numbers of one length are held once for all.
-        return SignalReads(
-            tuple(ranges),
-            np.array(lengths),
-            int(lengths.max()),
-            first.sample_shape,
-            first.rows_shape,
-            dtype or first.dtype,
-            first.is_channels,
-        )
+                precision = _PRECISIONS[number]
+                scalings = self._scalings(places, recordings[some[3]]) if precision == "int16" else None
+                yield from Ranges(places.parts, precision, some, scalings).chunks(_CHUNK_BYTES)
 
     def forms(self, signal: str, recordings: NDArray[np.int64]) -> list[Stored]:
         """Give how a signal is stored, once for each part and form that some recordings are in.
@@ -331,7 +345,7 @@ class Reader:
         Parameters
         ----------
         reads
-            What ``find`` gave.
+            Of one batch, as ``find_each`` gives it.
         out
             C-contiguous array of ``reads.shape`` to fill, uint16 for bfloat16; None for a new one.
         is_checked
@@ -411,17 +425,6 @@ class Reader:
             each.append(of_window)
         return np.concatenate(each, axis=1)
 
-    def _refuse_mixture(
-        self, recordings: NDArray[np.int32], forms: NDArray[np.int64], places: _Places
-    ) -> None:
-        one, other = (int(recordings[i]) for i in (0, int(np.flatnonzero(forms != forms[0])[0])))
-        first, second = places.stored[one], places.stored[other]
-        raise InputError(
-            f"{(first.numbers or first.extent).part.signal!r} is {first.dtype} {first.sample_shape} in "
-            f"{self._recordings[one]!r} and {second.dtype} {second.sample_shape} in "
-            f"{self._recordings[other]!r}: they cannot share a batch. Use mode='groups' with by='recording'."
-        )
-
 
 _PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
@@ -439,6 +442,19 @@ class _Places:
     table: NDArray[np.int64]
     """(4, recording): number in ``parts``, first sample within the part, number in ``_PRECISIONS``, and
     a number that is equal where samples may share a batch."""
+
+    def check_form(self, recordings: NDArray[np.int32], names: Sequence[str]) -> None:
+        """Refuse samples of several forms in one batch."""
+        forms = self.table[_FORM, recordings]
+        if (forms == forms[0]).all():
+            return
+        one, other = (int(recordings[i]) for i in (0, int(np.flatnonzero(forms != forms[0])[0])))
+        first, second = self.stored[one], self.stored[other]
+        raise InputError(
+            f"{(first.numbers or first.extent).part.signal!r} is {first.dtype} {first.sample_shape} in "
+            f"{names[one]!r} and {second.dtype} {second.sample_shape} in "
+            f"{names[other]!r}: they cannot share a batch. Use mode='groups' with by='recording'."
+        )
 
     @classmethod
     def of(cls, every: Mapping[int, Stored], n_recordings: int) -> _Places:

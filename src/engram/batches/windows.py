@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from engram.batches.batch import Batch
 from engram.batches.dataset import WindowDataset, WindowStream
@@ -269,18 +269,20 @@ class Windows:
             that one.
         """
         every = np.concatenate(batches) if len(batches) > 1 else batches[0]
-        located, begin = self.index.place(every, offset), 0
+        located, targets = self.index.place(every, offset), self._targets(every)
         late_s = self._late_s(located, offset)
-        for numbers, n_of_all in zip(batches, n_global, strict=True):
-            first, begin = begin, begin + len(numbers)
-            of_batch = located.between(first, begin)
-            signals = {
-                name: self._reader.find(of_batch, name, None if name == self.target_signal else dtype)
-                for name in (self.index.spec.signals if len(numbers) else ())
-            }
-            # A copy, which the batch may keep.
-            late = None if late_s is None else late_s[first:begin]
-            yield Reads(numbers.astype(np.int64), signals, n_of_all, dtype, late)
+        if targets is not None and late_s is not None:
+            targets = targets - late_s[:, None]
+        bounds = [0, *accumulate(len(numbers) for numbers in batches)]
+        found = {
+            name: self._reader.find_each(located, bounds, name, None if name == self.target_signal else dtype)
+            for name in self.index.spec.signals
+        }
+        for numbers, n_of_all, begin in zip(batches, n_global, bounds[:-1], strict=True):
+            signals = {name: next(reads) for name, reads in found.items()} if len(numbers) else {}
+            # Copies, which the batch may keep.
+            of_batch = None if targets is None else targets[begin : begin + len(numbers)].copy()
+            yield Reads(numbers.astype(np.int64), signals, n_of_all, dtype, of_batch)
 
     def _late_s(self, located: Located, offset: NDArray[np.int64] | None) -> NDArray[np.float32] | None:
         """Give by how many seconds windows are read later, where the target is a time that this shortens."""
@@ -333,18 +335,16 @@ class Windows:
             )
             signals[name] = values.view(torch.bfloat16) if of_signal.dtype == "bfloat16" else values
             first += align(of_signal.n_bytes)
-        y = self._targets(reads.numbers) if self.target_signal is None else signals.pop(self.target_signal)
-        if y is not None and reads.late_s is not None:
-            y = y - torch.from_numpy(reads.late_s)[:, None]
+        y = None if self.target_signal is None else signals.pop(self.target_signal)
+        if reads.targets is not None:
+            y = torch.from_numpy(reads.targets)
         lengths = {name: torch.from_numpy(of_signal.lengths) for name, of_signal in reads.signals.items()}
         return Batch(signals, lengths, y, torch.from_numpy(reads.numbers), reads.n_global, self._y_time_axis)
 
-    def _targets(self, numbers: NDArray[np.int64]) -> Tensor | None:
-        targets = self.index.targets(numbers)
-        if targets is None:
-            return None
-        y = torch.from_numpy(targets)
-        return y if self.classes else y.unsqueeze(1)
+    def _targets(self, numbers: NDArray[np.integer]) -> NDArray[np.float32] | NDArray[np.int64] | None:
+        """Give the targets of windows as batches have them; None where there are none, or a signal is."""
+        targets = None if self.target_signal else self.index.targets(numbers)
+        return targets if targets is None or self.classes else targets[:, None]
 
     def order(
         self,

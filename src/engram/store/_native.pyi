@@ -1,9 +1,10 @@
+from array import array
 from typing import Any
 
 from numpy.typing import NDArray
 
 def gather(
-    descriptors: NDArray[Any],
+    descriptors: array[int] | NDArray[Any],
     firsts: NDArray[Any],
     lengths: NDArray[Any],
     rows: NDArray[Any],
@@ -25,4 +26,4 @@ def gather(
     is_turned: bool,
     is_past_caches: bool,
 ) -> int: ...
-def hint(descriptors: NDArray[Any], firsts: NDArray[Any], n_bytes: NDArray[Any]) -> None: ...
+def hint(descriptors: array[int] | NDArray[Any], firsts: NDArray[Any], n_bytes: NDArray[Any]) -> None: ...

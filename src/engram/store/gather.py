@@ -14,12 +14,13 @@ import mmap
 import os
 import re
 import threading
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +90,12 @@ class Ranges:
     array that they go to, and time in that row of the first one."""
     scalings: Sequence[Scaling] | None = None
     """(range,) maps of int16; None in other precisions."""
+    n_bytes: int = field(init=False)
+    """Bytes of all ranges, as stored."""
+
+    def __post_init__(self) -> None:
+        n_samples = int(self.length.sum())
+        object.__setattr__(self, "n_bytes", n_samples and n_samples * self.first.grid.sample_bytes)
 
     def __len__(self) -> int:
         return int(self.columns.shape[1])
@@ -112,11 +119,6 @@ class Ranges:
     def first(self) -> Part:
         """The part of the first range: all are stored in its dtype and sample shape."""
         return self.parts[int(self.part[0])]
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all ranges, as stored."""
-        return int(self.length.sum()) * self.first.grid.sample_bytes if len(self) else 0
 
     def chunks(self, max_bytes: int) -> Iterator[Ranges]:
         """Cut into runs of ranges of ``max_bytes`` at most, or of one range that is longer."""
@@ -164,33 +166,65 @@ def scratch_bytes(
     is_direct
         Whether they are read past the page cache.
     """
-    n_scales = _n_scales(grid, precision)
-    of_scales = 2 * 8 * n_scales * _MAX_RANGES
-    itemsize, is_as_stored = np.dtype(grid.dtype).itemsize, _is_as_stored(precision, grid.dtype, dtype)
+    alike = grid.sample_shape, grid.dtype, precision, dtype, n_samples
+    form = _form_of(*alike, is_turned=is_turned, is_direct=is_direct)
     if not (IS_NATIVE and has_files):
         # NumPy takes whole samples, decodes int16 by way of float64, and narrows in four steps.
         decoded = {"exact": 0, "float16": 4, "float32": 4, "bfloat16": 8, "int16": 16}[precision]
-        of_value = itemsize + (0 if is_as_stored else decoded + (16 if dtype == "bfloat16" else 0))
+        is_as_stored = form.stored == _AS_STORED
+        of_value = form.stored_bytes + (0 if is_as_stored else decoded + (16 if dtype == "bfloat16" else 0))
         of_casting = 8 * np.getbufsize() if precision == "int16" else 0
-        return _piece(grid, n_scales, n_samples, is_turned=True) * of_value + of_casting
-    n_piece = _piece(grid, n_scales, n_samples, is_turned=is_turned)
+        return _form_of(*alike, is_turned=True).n_piece * of_value + of_casting
     # Of shorter ranges more fit: all there is room for.
-    of_slots = max(_SLOTS_BYTES, _slots(n_piece * itemsize)[1]) + _BLOCK_BYTES if is_direct else 0
-    if is_as_stored and not is_turned:
-        return of_slots
-    return n_piece * (itemsize + 6) + 16 + of_scales + of_slots
+    of_slots = max(_SLOTS_BYTES, form.slots_bytes) + _BLOCK_BYTES if is_direct else 0
+    of_scales = 2 * 8 * form.n_scales * _MAX_RANGES if form.scratch_bytes else 0
+    return form.scratch_bytes + of_scales + of_slots
 
 
-def _n_scales(grid: Grid, precision: Precision) -> int:
-    """Count the scales of int16: one per channel, or one where a sample is a single value."""
-    return (grid.sample_shape or (1,))[-1] if precision == "int16" else 0
+class _Form(NamedTuple):
+    """How samples are gathered: what ``_native.gather`` is told of all ranges alike."""
+
+    stored: int
+    """Code of what is stored; ``_AS_STORED`` where it is delivered so."""
+    stored_bytes: int
+    """Of a value."""
+    n_values: int
+    """In a sample."""
+    n_scales: int
+    """Of int16: one per channel, or one where a sample is a single value; else none."""
+    n_piece: int
+    """Values that are widened at once: whole samples where they are turned."""
+    scratch_bytes: int
+    """For a piece as stored, widened and narrowed."""
+    slot_bytes: int
+    """Of one buffer that a piece is read into past the page cache; 0 through it."""
+    slots_bytes: int
+    """Of all of them."""
 
 
-def _piece(grid: Grid, n_scales: int, n_samples: int, *, is_turned: bool) -> int:
-    """Give how many values are widened at once: whole samples where they are turned."""
-    n_values = math.prod(grid.sample_shape)
+@lru_cache(maxsize=256)  # the same for batch after batch
+def _form_of(
+    sample_shape: tuple[int, ...],
+    dtype: str,
+    precision: Precision,
+    delivered: str,
+    n_samples: int,
+    *,
+    is_turned: bool,
+    is_direct: bool = False,
+) -> _Form:
+    """Work out how ranges of ``n_samples`` at most are gathered."""
+    stored = _PRECISIONS.get(precision) or _INTEGERS[dtype]
+    if precision == delivered == "bfloat16" or (precision in ("exact", "float32") and dtype == delivered):
+        stored = _AS_STORED
+    stored_bytes, n_values = np.dtype(dtype).itemsize, math.prod(sample_shape)
+    n_scales = (sample_shape or (1,))[-1] if precision == "int16" else 0
     step = n_values if is_turned else max(1, n_scales)
-    return max(1, min(PIECE_VALUES, n_samples * n_values) // step) * step
+    n_piece = max(1, min(PIECE_VALUES, n_samples * n_values) // step) * step
+    is_plain = stored == _AS_STORED and not is_turned
+    scratch_bytes = 0 if is_plain else n_piece * (stored_bytes + 6) + 16
+    slots = _slots(n_piece * stored_bytes) if is_direct else (0, 0)
+    return _Form(stored, stored_bytes, n_values, n_scales, n_piece, scratch_bytes, *slots)
 
 
 class _Own(threading.local):
@@ -215,10 +249,6 @@ def _slots(piece_bytes: int) -> tuple[int, int]:
     slot_bytes = -(-(piece_bytes + _BLOCK_BYTES - 1) // _BLOCK_BYTES) * _BLOCK_BYTES
     depth = max(_LEAST_DEPTH, min(_DEPTH, _SLOTS_BYTES // slot_bytes))
     return slot_bytes, depth * slot_bytes + _BLOCK_BYTES
-
-
-def _is_as_stored(precision: Precision, stored: str, dtype: str) -> bool:
-    return precision == dtype == "bfloat16" or (precision in ("exact", "float32") and stored == dtype)
 
 
 def gather(
@@ -257,16 +287,18 @@ def gather(
     if not len(ranges) or not out.size:
         return
     # After a failure in another way, so that whoever knows says what is wrong, if it was no passing trouble.
-    rest = ranges
+    n_read = 0
     for is_past in ([True] if is_direct else []) + ([False] if IS_NATIVE else []):
         with suppress(OSError):  # the file system cannot: no more than a trial has said that it can
-            n_read = _gather_natively(
+            rest = ranges.between(n_read, len(ranges)) if n_read else ranges
+            n_read += _gather_natively(
                 backend, rest, out, is_turned=is_turned, is_bfloat16=is_bfloat16, is_direct=is_past
             )
-            rest = rest.between(n_read, len(rest))
-        if not len(rest):
+        if n_read == len(ranges):
             return
-    _gather_plainly(backend, rest, out, is_turned=is_turned, is_bfloat16=is_bfloat16)
+    _gather_plainly(
+        backend, ranges.between(n_read, len(ranges)), out, is_turned=is_turned, is_bfloat16=is_bfloat16
+    )
 
 
 def can_gather_directly(backend: Backend, part: Part) -> bool:
@@ -313,22 +345,22 @@ def _gather_natively(
     if files is None:
         return 0
     grid = ranges.first.grid
-    stored = _PRECISIONS.get(ranges.precision) or _INTEGERS[grid.dtype]
-    if _is_as_stored(ranges.precision, grid.dtype, "bfloat16" if is_bfloat16 else out.dtype.name):
-        stored = _AS_STORED
-    n_values, stored_bytes = math.prod(grid.sample_shape), np.dtype(grid.dtype).itemsize
+    lengths, rows, ats = np.ascontiguousarray(ranges.columns[2:])
+    form = _form_of(
+        grid.sample_shape,
+        grid.dtype,
+        ranges.precision,
+        "bfloat16" if is_bfloat16 else out.dtype.name,
+        int(lengths.max()),
+        is_turned=is_turned,
+        is_direct=is_direct,
+    )
     scale = offset = _NONE
     if ranges.scalings is not None:
         scale = np.stack([scaling.scale for scaling in ranges.scalings])
         offset = np.stack([scaling.offset for scaling in ranges.scalings])
-    n_scales = _n_scales(grid, ranges.precision)
-    n_piece = _piece(grid, n_scales, int(ranges.length.max()), is_turned=is_turned)
-    is_plain = stored == _AS_STORED and not is_turned
-    scratch = np.empty(0 if is_plain else n_piece * (stored_bytes + 6) + 16, np.uint8)
-    slot_bytes, slots_bytes = _slots(n_piece * stored_bytes) if is_direct else (0, 0)
-    lengths, rows, ats = np.ascontiguousarray(ranges.columns[2:])
     return _native.gather(
-        np.array([file.descriptor for file in files], np.int32),
+        array("i", [file.descriptor for file in files]),
         ranges.start * grid.sample_bytes,
         lengths,
         rows,
@@ -336,17 +368,17 @@ def _gather_natively(
         scale,
         offset,
         out,
-        scratch,
-        _own.slots_of(slots_bytes),
-        slot_bytes,
-        n_piece,
-        stored,
+        np.empty(form.scratch_bytes, np.uint8),
+        _own.slots_of(form.slots_bytes),
+        form.slot_bytes,
+        form.n_piece,
+        form.stored,
         _BFLOAT16 if is_bfloat16 else _AS_STORED,
-        stored_bytes,
+        form.stored_bytes,
         out.itemsize,
-        n_values,
+        form.n_values,
         out.shape[-1 if is_turned else 1],
-        n_scales,
+        form.n_scales,
         is_turned,
         0 < _last_cache_bytes() < _CACHE_SHARE * out.nbytes,
     )
@@ -379,7 +411,8 @@ def _read(backend: Backend, one: Ranges, first: int, n_samples: int, delivered: 
     part = one.first
     stored = np.empty((n_samples, *part.grid.sample_shape), part.grid.dtype)
     backend.read_into(part, int(one.start[0]) + first, stored)
-    if _is_as_stored(one.precision, part.grid.dtype, delivered):
+    form = _form_of(part.grid.sample_shape, part.grid.dtype, one.precision, delivered, 1, is_turned=False)
+    if form.stored == _AS_STORED:
         return stored
     values = decode(stored, one.precision, None if one.scalings is None else one.scalings[0])
     return encode(values, "bfloat16") if delivered == "bfloat16" else values
@@ -409,7 +442,7 @@ def hint(backend: Backend, ranges: Ranges, *, is_checked: bool = False) -> None:
     start, length = _whole_blocks(ranges) if is_checked else (ranges.start, ranges.length)
     firsts, n_bytes = start * sample_bytes, length * sample_bytes
     if IS_NATIVE:
-        _native.hint(np.array([file.descriptor for file in files], np.int32), firsts, n_bytes)
+        _native.hint(array("i", [file.descriptor for file in files]), firsts, n_bytes)
         return
     order = np.lexsort((firsts, ranges.part)).tolist()
     for number in order:

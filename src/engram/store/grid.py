@@ -16,7 +16,7 @@ Zarr v3 specification, "sharding-indexed" codec, version 1.0.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -61,6 +61,8 @@ class Grid:
     """Shape of one sample."""
     dtype: str
     """NumPy's name of the stored element type."""
+    sample_bytes: int = field(init=False, repr=False, compare=False)
+    """Bytes of one sample."""
 
     def __post_init__(self) -> None:
         is_sane = self.n_samples >= 0 and all(length > 0 for length in self.sample_shape)
@@ -69,11 +71,7 @@ class Grid:
                 f"A part cannot have {self.n_samples} samples of {self.dtype} {self.sample_shape}. "
                 "Do not use this store."
             )
-
-    @property
-    def sample_bytes(self) -> int:
-        """Bytes of one sample."""
-        return math.prod(self.sample_shape) * np.dtype(self.dtype).itemsize
+        object.__setattr__(self, "sample_bytes", math.prod(self.sample_shape) * np.dtype(self.dtype).itemsize)
 
     @property
     def block_samples(self) -> int:
