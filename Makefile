@@ -64,8 +64,8 @@ bench: $(PEERS) ## Measure loading beside other libraries; write results, table 
 bench-quick: $(PEERS) ## The same, small and short: shows a table, publishes nothing (10 minutes, 20 GB)
 	$(BIN)/python -m benchmarks.loading --quick
 
-bench-others: setup ## Measure preparing, memory and training steps (minutes)
-	for name in prepare memory training_step; do $(BIN)/python "benchmarks/$$name.py"; done
+bench-others: setup ## Measure preparing, memory, training steps and overhead (minutes)
+	for name in prepare memory training_step overhead; do $(BIN)/python "benchmarks/$$name.py"; done
 
 bench-challenge: setup ## Compare what may help in the EEG challenge; write the table (an hour and a half)
 	$(BIN)/python benchmarks/challenge.py --folder build/challenge \
