@@ -49,14 +49,14 @@ accelerator = "cpu"
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe beside its store of 48 recordings: 619 MB, six thousand windows."""
+    """A recipe beside its store of 68 recordings: 877 MB, 8,500 windows."""
     folder = tmp_path_factory.mktemp("recipe")
     noise = np.random.default_rng(0).normal(0, 10, (50_000, 129)).astype("float32")
     recordings = {
         f"r{i:02}": engram.ArrayRecording(
             {"eeg": engram.ArraySignal(noise, 100.0)}, fields={"subject": f"s{i:02}", "age": 5.0 + i}
         )
-        for i in range(48)
+        for i in range(68)
     }
     engram.prepare(engram.ArraySource(recordings), folder / "store").store.close()
     (folder / "recipe.toml").write_text(RECIPE)
@@ -71,8 +71,12 @@ def train(recipe: Path, folder: Path, limit_bytes: int, changes: tuple[str, ...]
 
 
 def test_an_epoch_of_a_store_larger_than_the_limit_is_trained_within_it(recipe: Path, tmp_path: Path) -> None:
-    """Both meters, the kernel's and our own, stay below the share of it, the libraries included."""
-    limit_bytes = 600 * MB
+    """Both meters, the kernel's and our own, stay below the share of it, the libraries included.
+
+    And both see what a step holds for a moment: 53 MB on a processor where oneDNN lays each of the 129
+    channels out eightfold, nothing on others.
+    """
+    limit_bytes = 680 * MB
     run = train(recipe, tmp_path, limit_bytes)
     assert run.returncode == 0, run.stderr
     ledger = Ledger.read(tmp_path)
@@ -80,11 +84,11 @@ def test_an_epoch_of_a_store_larger_than_the_limit_is_trained_within_it(recipe: 
     assert ledger.data["store_bytes"] > limit_bytes
     before_bytes = ledger.memory[0].used_bytes
     assert ledger.data["store_bytes"] > 3 * (limit_bytes - before_bytes)  # of what the libraries leave
-    assert sum(side.n_windows for side in ledger.sides) == 48 * 125
+    assert sum(side.n_windows for side in ledger.sides) == 68 * 125
     assert not run.oom_killed
     assert run.peak_unreclaimable_bytes <= SHARE * limit_bytes
     assert ledger.peak_bytes <= ledger.allowed_bytes <= SHARE * limit_bytes
-    assert ledger.peak_bytes == pytest.approx(run.peak_unreclaimable_bytes, rel=0.1)
+    assert ledger.peak_bytes == pytest.approx(run.peak_unreclaimable_bytes, rel=0.05)
 
 
 LARGE = (

@@ -22,9 +22,10 @@ import engram
 from engram.batches.windows import SplitWindows, Windows
 from engram.errors import InputError, MemoryExceeded, StoreNotWritable
 from engram.ledger import Ledger
-from engram.memory import Limit, Usage
+from engram.memory import Limit, Usage, watch_peak
 from engram.store.reader import Store
 from engram.training import fit as fit_module
+from engram.training import watch as watch_module
 from engram.training.fit import Progress, fit
 from engram.training.resume import get_rng, set_rng
 from engram.training.settings import FitSettings
@@ -383,7 +384,7 @@ def test_a_second_interrupt_stops_at_once_and_loses_only_what_follows_the_checkp
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, readings: Iterator[int]) -> None:
-    """Let trainings read these figures of memory, under a limit of 1000 bytes."""
+    """Let trainings read these figures of memory, under a limit of 1000 bytes, and none from a thread."""
     limit = Limit("cgroup v2", allowed_bytes=1000, used_bytes=0, where="memory.max")
     last = 0
 
@@ -394,6 +395,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, readings: Iterator[int]) -> None:
 
     watch = functools.partial(MemoryWatch, limit=limit, bound=read, read=lambda: Usage(last, 1, "PSS"))
     monkeypatch.setattr(fit_module, "MemoryWatch", watch)
+    monkeypatch.setattr(watch_module, "watch_peak", functools.partial(watch_peak, 3600.0))
 
 
 def test_memory_near_its_limit_stops_after_the_step_with_a_checkpoint(
@@ -402,7 +404,7 @@ def test_memory_near_its_limit_stops_after_the_step_with_a_checkpoint(
     """With figures and a remedy; with more memory, the training ends as an unbroken one."""
     train(sides, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        scripted(patch, iter([0, 100, 100, 200, 300, 850]))
+        scripted(patch, iter([0, 100, 100, 100, 200, 300, 850]))
         with pytest.raises(MemoryExceeded, match="after optimizer step 3, in epoch 1") as caught:
             train(sides, tmp_path / "parts", memory_every_steps=1)
     assert (caught.value.used_bytes, caught.value.allowed_bytes) == (850, 800)
@@ -427,7 +429,7 @@ def test_memory_that_is_short_once_the_optimizer_is_there_stops_with_a_checkpoin
 ) -> None:
     """Before the first step too, there is something to go on from: the initial weights."""
     with monkeypatch.context() as patch:
-        scripted(patch, iter([0, 100, 900]))
+        scripted(patch, iter([0, 100, 100, 900]))
         with pytest.raises(MemoryExceeded, match="after optimizer step 0"):
             train(sides, tmp_path)
     assert (tmp_path / "checkpoints" / "last.ckpt").exists()
@@ -438,7 +440,7 @@ def test_memory_is_watched_in_validation_too(
 ) -> None:
     """The weights of the epoch were saved before it."""
     with monkeypatch.context() as patch:
-        scripted(patch, iter([0, *[100] * 7, 900]))  # made, before and at the start, 5 steps; then validation
+        scripted(patch, iter([0, *[100] * 8, 900]))  # made, 3 until the start, 5 steps; then validation
         with pytest.raises(MemoryExceeded, match="after optimizer step 5"):
             train(sides, tmp_path, memory_every_steps=1)
     content = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)

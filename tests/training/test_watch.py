@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 
+import numpy as np
 import pytest
 
 from engram.errors import MemoryExceeded
@@ -18,9 +20,11 @@ LIMIT = Limit("cgroup v2", allowed_bytes=1000, used_bytes=100, where="memory.max
 def make_watch(*bounds: int, exact: int = 0, share: float = 0.8) -> MemoryWatch:
     """Watch scripted readings; the first one is taken when the watch is made."""
     readings = iter(bounds)
-    return MemoryWatch(
-        share, None, LIMIT, lambda: Usage(next(readings), 1, "RSS"), lambda: Usage(exact, 1, "PSS")
-    )
+
+    def bound() -> Usage:
+        return Usage(next(readings, bounds[-1]), 1, "RSS")
+
+    return MemoryWatch(share, None, LIMIT, bound, lambda: Usage(exact, 1, "PSS"))
 
 
 def test_what_others_hold_is_not_ours_to_use() -> None:
@@ -52,6 +56,25 @@ def test_a_bound_that_is_too_high_is_measured() -> None:
     watch = make_watch(100, 900, exact=500)
     assert watch.line(time_s=1.0, step=3).used_bytes == 500
     assert not watch.is_exceeded
+
+
+def test_what_a_step_held_for_a_moment_is_seen() -> None:
+    """The line after it tells; the line after that no longer does."""
+    watch = MemoryWatch(1.0, limit=Limit("cgroup v2", 1 << 40, 0, "memory.max"))
+    with watch.sampling():
+        before = watch.line(time_s=0.0, step=0).used_bytes
+        block = np.ones(64 << 20, np.uint8)
+        time.sleep(0.3)
+        del block
+        assert watch.line(time_s=1.0, step=1).used_bytes - before > 60 << 20
+        assert watch.line(time_s=2.0, step=2).used_bytes - before < 60 << 20
+
+
+def test_what_was_held_for_a_moment_counts_on_top_of_what_is_measured() -> None:
+    """A bound that was 950 and is 900 now, of which 500 are real: 550 were."""
+    watch = make_watch(100, 950, 900, exact=500)
+    with watch.sampling():
+        assert watch.line(time_s=0.0, step=1).used_bytes == 550
 
 
 def test_the_error_says_where_with_which_figures_and_what_to_do() -> None:

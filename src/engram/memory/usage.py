@@ -229,10 +229,12 @@ class PeakWatch:
 
     Examples
     --------
-    >>> readings = iter([Usage(2, 1, "RSS"), Usage(5, 2, "RSS"), Usage(3, 1, "RSS")])
+    >>> readings = (Usage(n_bytes, 1, "RSS") for n_bytes in (2, 5, 3, 4))
     >>> watch = PeakWatch(lambda: next(readings))
     >>> watch.now().unreclaimable_bytes, watch.now().unreclaimable_bytes, watch.peak_bytes
     (5, 3, 5)
+    >>> [usage.unreclaimable_bytes for usage in watch.restart()], watch.peak_bytes
+    ([5, 4], 4)
     """
 
     def __init__(self, read: Callable[[], Usage]) -> None:
@@ -247,14 +249,21 @@ class PeakWatch:
             self._peak = max(self._peak, usage, key=lambda each: each.unreclaimable_bytes)
         return usage
 
+    def restart(self) -> tuple[Usage, Usage]:
+        """Take a reading, give the peak until now and it, and let a new peak begin with it."""
+        usage = self.now()
+        with self._lock:
+            peak, self._peak = self._peak, usage
+        return peak, usage
+
     @property
     def peak(self) -> Usage:
-        """The highest reading so far."""
+        """The highest reading since the beginning, or since `restart`."""
         return self._peak
 
     @property
     def peak_bytes(self) -> int:
-        """Unreclaimable bytes of the highest reading so far."""
+        """Unreclaimable bytes of the highest reading."""
         return self._peak.unreclaimable_bytes
 
 

@@ -392,6 +392,8 @@ class _Course(Callback):
         self._rank, self._world = trainer.global_rank, trainer.world_size
         # From here on: Lightning has set its own handlers just before.
         self.signals = self._stack.enter_context(heed_signals())
+        assert self._memory is not None
+        self._stack.enter_context(self._memory.sampling())
         if self._found is None:
             _seed(self.settings.seed, self._rank)
             self._save(trainer)

@@ -177,7 +177,7 @@ class FitSettings:
     memory_share: float = 0.8
     """Share of the memory limit that binds at which the training writes a checkpoint and stops."""
     memory_every_steps: int = 20
-    """Optimizer steps between two readings of memory."""
+    """Optimizer steps after which the highest memory since the last look is noted and judged."""
     checkpoint_every_steps: int = 200
     """Optimizer steps between two checkpoints; each epoch ends with one anyway."""
 

@@ -17,7 +17,7 @@ import torch
 
 from engram.errors import MemoryExceeded
 from engram.ledger import MemoryLine
-from engram.memory import Limit, Usage, binding_limit, bound_usage, read_usage
+from engram.memory import Limit, PeakWatch, Usage, binding_limit, bound_usage, read_usage, watch_peak
 from engram.units import format_bytes, parse_bytes
 
 __all__ = ["MemoryWatch", "SignalWatch", "heed_signals"]
@@ -75,23 +75,39 @@ class MemoryWatch:
         self.used_bytes = 0
         """The last reading."""
         self._share = share
+        self._sampled: PeakWatch | None = None
 
     @property
     def is_exceeded(self) -> bool:
         """True if the last reading was above what is allowed."""
         return self.used_bytes > self.allowed_bytes
 
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Read memory all the while, so that a line shows what came and went since the line before it.
+
+        The convolutions of a step may hold eight times its batch between two lines (oneDNN's layouts).
+        """
+        with watch_peak(read=self._bound) as sampled:
+            self._sampled = sampled
+            try:
+                yield
+            finally:
+                self._sampled = None
+
     def line(self, *, time_s: float, step: int) -> MemoryLine:
-        """Take a reading.
+        """Take a reading: the highest since the last one within `sampling`.
 
         Parameters
         ----------
         time_s, step
             When, for the ledger.
         """
-        self.used_bytes = self._bound().unreclaimable_bytes
+        peak, now = (self._bound(),) * 2 if self._sampled is None else self._sampled.restart()
+        self.used_bytes = peak.unreclaimable_bytes
         if self.is_exceeded:
-            self.used_bytes = self._read().unreclaimable_bytes
+            # What has come and gone is a process's own: the same by either meter.
+            self.used_bytes += self._read().unreclaimable_bytes - now.unreclaimable_bytes
         device_bytes = torch.cuda.memory_reserved() if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call] # unannotated there
         return MemoryLine(time_s, step, self.used_bytes, device_bytes)
 
