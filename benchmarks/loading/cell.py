@@ -2,8 +2,8 @@
 
 This module is what that process runs. It prints one line of JSON: how fast the batches came, what they
 cost, and that they were right. The clock starts when everything is imported, and the files are in the
-page cache, or out of it, as the regime wants them. After the first batch, and a second of warming up,
-batches are counted for as long as was asked; a batch that takes longer than that by itself is the
+page cache, or out of it, as the regime wants them. After the first batch, and half a second of warming
+up, batches are counted for as long as was asked; a batch that takes longer than that by itself is the
 measurement. Then, with the clock stopped, some batches are compared with the corpus, byte for byte: a
 reader that delivers anything else has no row.
 """
@@ -67,7 +67,7 @@ class Task:
     """From window to window."""
     seconds: float = 5.0
     """How long to count."""
-    warm_up_s: float = 1.0
+    warm_up_s: float = 0.5
     """How long not to count before."""
     seed: int = 0
     """Of the order."""

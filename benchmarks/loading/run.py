@@ -3,8 +3,9 @@
 This module decides what happens between two measurements. Every round visits every cell once, in a
 new order, so that a machine that is slow for a minute is slow for all alike; the cells of one form
 come one after another, warm before capped, so that its files are read into the page cache once. While a
-process imports its libraries, they are read in whole for a warm cell, and dropped for a capped one. A
-warm cell that made the disk read is measured again, and then has nothing in this round; without any round
+process imports its libraries, they are read in whole for a warm cell, and dropped for a capped one; where
+the machine's own limit is measured as well, before it starts, so that nothing lies between the two. A warm
+cell that made the disk read is measured again, and then has nothing in this round; without any round
 it has no row.
 """
 
@@ -14,6 +15,7 @@ import json
 import os
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -39,8 +41,9 @@ UNLIMITED_BYTES = 1 << 42
 CELL_TIMEOUT_S = 240.0
 PREPARATION_TIMEOUT_S = 1800.0
 FREE_SPACE_MARGIN = 1.1
-READ_BYTES, FILES_AT_ONCE = 1 << 20, 8
-"""How files are read in whole: two readers have 60,000 and 120,000, half a minute one after another."""
+READ_BYTES, SMALL_FILES_AT_ONCE = 8 << 20, 8
+"""How files are read in whole: two readers have 60,000 and 120,000 small ones, half a minute one after
+another. Large ones are, so that the page cache holds each in large pieces."""
 FORMS_AT_ONCE = 2
 """Are written: most take one core."""
 WARM_DISK_SHARE, WARM_DISK_BYTES_PER_S = 0.01, 50 * 10**6
@@ -272,10 +275,12 @@ def _measure(bench: _Bench, cell: Cell, runs: Runs, number: int) -> None:
     runs.cold = ""
     for _ in range(2):
         gate.unlink(missing_ok=True)
-        before_gb_per_s = limit and limit()
         try:
             with ThreadPoolExecutor(1) as pool:
                 ready = pool.submit(_make_ready, bench.files[cell.reader.form], cell.regime, gate)
+                if limit:
+                    ready.result()
+                before_gb_per_s = limit and limit()
                 done = bench.run(task, limit_bytes, CELL_TIMEOUT_S)
                 ready.result()
         except subprocess.TimeoutExpired:
@@ -314,7 +319,8 @@ def _files(folder: Path) -> list[Path]:
 def _make_ready(files: list[Path], regime: Regime, gate: Path) -> None:
     """Have the page cache hold all of some files, or nothing; then let the cell begin."""
     try:
-        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        is_small = statistics.fmean(path.stat().st_size for path in files[:100]) < READ_BYTES
+        with ThreadPoolExecutor(SMALL_FILES_AT_ONCE if is_small else 1) as pool:
             list(pool.map(read_whole if regime == "warm" else lambda path: forget([path]), files))
     finally:
         gate.touch()  # or the cell would wait for a failure that is ours to tell
