@@ -32,6 +32,7 @@ from engram.memory import Budget, Limit, Usage
 from engram.preparation.ingest import prepare
 from engram.recordings.objects import ArrayRecording, ArraySignal, ArraySource
 from engram.recordings.recording import Events
+from engram.store.gather import Ranges
 from engram.store.reader import Store
 from engram.windows.order import Cursor, Mode
 from engram.windows.spec import EventWindows, FixedWindows, Span
@@ -804,8 +805,15 @@ def test_the_kernel_is_asked_until_it_has_everything(
     asked: list[int] = []
     monkeypatch.setattr(loader_module, "hint", lambda backend, ranges, **_: asked.append(len(ranges)))
     monkeypatch.setattr(loader_module, "_ENOUGH_HITS", 12)
+    monkeypatch.setattr(loader_module, "_HITS_APART", 1)
+    looked: list[int] = []
     found = True
-    monkeypatch.setattr(loader_module, "is_cached", lambda backend, ranges: found)
+
+    def is_cached(_: object, ranges: Ranges) -> bool:
+        looked.append(len(ranges))
+        return found
+
+    monkeypatch.setattr(loader_module, "is_cached", is_cached)
 
     def asked_in_a_pass(loader: Loader) -> int:
         asked.clear()
@@ -820,6 +828,14 @@ def test_the_kernel_is_asked_until_it_has_everything(
     assert asked_in_a_pass(loader) == 10
     found = True
     assert [asked_in_a_pass(loader) for _ in range(3)] == [10, 2, 0]
+
+    # After 30, 32 and 40 are looked at; from there on, what is missing is.
+    monkeypatch.setattr(loader_module, "_HITS_APART", 8)
+    looked.clear()
+    assert asked_in_a_pass(loader) == 0
+    assert len(looked) == 1
+    found = False
+    assert [asked_in_a_pass(loader) for _ in range(2)] == [10, 10]
 
     checking = windows.loader(12, mode="shuffled", memory="20 MB", check="crc")
     assert [asked_in_a_pass(checking) for _ in range(3)] == [10, 10, 10]

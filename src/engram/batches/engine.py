@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock, Thread, current_thread
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 from weakref import ref
 
 import numpy as np
@@ -128,13 +128,13 @@ class _Slot:
 class _Lease:
     """A slot's memory in a batch's hands: lives as long as any array over it, then gives it back."""
 
-    __slots__ = ("__array_interface__", "_crew", "_slot")
+    __slots__ = ("__array_struct__", "_crew", "_slot")
 
     def __init__(self, slot: _Slot, crew: _Crew) -> None:
         # Weak: a crew has batches that wait, and Python's collector sees no circle through an array.
         self._slot, self._crew = slot, ref(crew)
         # NumPy keeps a reference to whatever has this, as the base of every view.
-        self.__array_interface__: dict[str, Any] = slot.buffer.__array_interface__
+        self.__array_struct__: object = slot.buffer.__array_struct__
 
     def __del__(self) -> None:
         if crew := self._crew():

@@ -296,8 +296,9 @@ def check_settings(dtype: Dtype | None, check: Check | None, threads: int | None
         whole_number("threads", threads, 1, 2**10)
 
 
-_ENOUGH_HITS = 256
-"""Windows that have to be found in the page cache in a row: where one in fifty is not, that is rare."""
+_ENOUGH_HITS, _HITS_APART = 256, 8
+"""Windows that have to be found in the page cache in a row, where one in fifty is not, that is rare; and how
+many pieces apart one is looked at from then on: to look takes a tenth of a batch's Python."""
 
 
 @dataclass(slots=True)
@@ -305,7 +306,7 @@ class CacheHits:
     """What is known of the page cache."""
 
     n: int = 0
-    """Windows in a row that it had; one is looked at in each piece of a batch that is read at once."""
+    """Pieces of a batch, each of what is read at once, in a row, of which it had the window looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +351,9 @@ class Share:
         if self.is_direct:
             return
         # Asking for what is there already takes a sixteenth of all the processor time.
-        self.hits.n = self.hits.n + 1 if self.check is None and is_cached(backend, ranges) else 0
+        is_known = self.hits.n > _ENOUGH_HITS and self.hits.n % _HITS_APART != 0
+        is_there = is_known or (self.check is None and is_cached(backend, ranges))
+        self.hits.n = self.hits.n + 1 if is_there else 0
         if self.hits.n <= _ENOUGH_HITS:
             hint(backend, ranges, is_checked=self.check is not None)
 

@@ -157,6 +157,8 @@ class SignalReads:
     """NumPy's name of the dtype that is delivered, or ``"bfloat16"``."""
     is_channels: bool
     """Whether channels are delivered before time."""
+    is_even: bool = False
+    """Whether it is known that all windows are of the same length."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -172,15 +174,9 @@ class SignalReads:
         of_row = self.sample_shape[len(self.rows_shape) :]
         return (n_windows, longest * math.prod(self.rows_shape), *of_row)
 
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of the array."""
-        return math.prod(self.shape) * _item_bytes(self.dtype)
-
     def over(self, buffer: NDArray[np.uint8]) -> NDArray[Any]:
         """Give the array over the first bytes of a buffer."""
-        dtype = "uint16" if self.dtype == "bfloat16" else self.dtype
-        return buffer[: self.n_bytes].view(dtype).reshape(self.shape)
+        return np.ndarray(self.shape, "uint16" if self.dtype == "bfloat16" else self.dtype, buffer)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -275,6 +271,9 @@ class Reader:
         """
         places, lengths = self._placed(signal), located.lengths[signal]
         table = places.table[:, located.recording]
+        # Once for all batches: NumPy's calls are slow where a batch has just been through the caches.
+        are_alike = bool((table[_FORM] == table[_FORM, :1]).all())
+        is_even = bool((lengths == lengths[:1]).all())
         columns = np.zeros((5, len(lengths)), np.int64)
         columns[0], columns[2] = table[_PART], lengths
         columns[1] = table[_START] + located.starts[signal]
@@ -283,24 +282,28 @@ class Reader:
             if begin == end:
                 continue
             recordings = located.recording[begin:end]
-            places.check_form(recordings, self._recordings)
+            if not are_alike:
+                places.check_form(recordings, self._recordings)
             first, of_batch = places.stored[int(recordings[0])], columns[:, begin:end]
-            if first.numbers is not None:
-                of_batch = self._in_bank(located.between(begin, end), signal, places, of_batch)
             # A copy: a batch may keep them, and numbers of one length are held once for all.
             of_windows = np.array(lengths[begin:end])
+            longest = int(of_windows[0] if is_even else of_windows.max())
+            even = longest if is_even else None
+            if first.numbers is not None:
+                of_batch, even = self._in_bank(located.between(begin, end), signal, places, of_batch), 1
             yield SignalReads(
-                tuple(self._ranges(places, recordings, of_batch)),
+                tuple(self._ranges(places, recordings, of_batch, even)),
                 of_windows,
-                int(of_windows.max()),
+                longest,
                 first.sample_shape,
                 first.rows_shape,
                 dtype or first.dtype,
                 first.is_channels,
+                is_even,
             )
 
     def _ranges(
-        self, places: _Places, recordings: NDArray[np.int32], columns: NDArray[np.int64]
+        self, places: _Places, recordings: NDArray[np.int32], columns: NDArray[np.int64], even: int | None
     ) -> Iterator[Ranges]:
         """Part ranges of samples by how they are stored, in pieces that are read at once."""
         for number in places.precisions:
@@ -310,7 +313,7 @@ class Reader:
             if some.size:
                 precision = _PRECISIONS[number]
                 scalings = self._scalings(places, recordings[some[3]]) if precision == "int16" else None
-                yield from Ranges(places.parts, precision, some, scalings).chunks(_CHUNK_BYTES)
+                yield from Ranges(places.parts, precision, some, scalings, even).chunks(_CHUNK_BYTES)
 
     def forms(self, signal: str, recordings: NDArray[np.int64]) -> list[Stored]:
         """Give how a signal is stored, once for each part and form that some recordings are in.
@@ -371,7 +374,8 @@ class Reader:
         is_bfloat16 = reads.dtype == "bfloat16"
         if out is None:
             out = np.empty(reads.shape, "uint16" if is_bfloat16 else reads.dtype)
-        for row in np.flatnonzero(reads.lengths < reads.longest).tolist():
+        shorter = [] if reads.is_even else np.flatnonzero(reads.lengths < reads.longest).tolist()
+        for row in shorter:
             in_time = out[row].T if reads.is_channels else out[row]
             in_time[int(reads.lengths[row]) :] = 0
         # A sample of several rows of a bank is gathered row by row.

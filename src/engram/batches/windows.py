@@ -328,13 +328,12 @@ class Windows:
         signals, first = {}, 0
         for name, of_signal in reads.signals.items():
             out = None if buffer is None else of_signal.over(buffer[first:])
-            values = torch.from_numpy(
-                self._reader.read(
-                    of_signal, out, is_checked=is_checked, is_direct=is_direct, progress=progress
-                )
+            array = self._reader.read(
+                of_signal, out, is_checked=is_checked, is_direct=is_direct, progress=progress
             )
+            values = torch.from_numpy(array)
             signals[name] = values.view(torch.bfloat16) if of_signal.dtype == "bfloat16" else values
-            first += align(of_signal.n_bytes)
+            first += align(array.nbytes)
         y = None if self.target_signal is None else signals.pop(self.target_signal)
         if reads.targets is not None:
             y = torch.from_numpy(reads.targets)

@@ -90,11 +90,19 @@ class Ranges:
     array that they go to, and time in that row of the first one."""
     scalings: Sequence[Scaling] | None = None
     """(range,) maps of int16; None in other precisions."""
+    even: int | None = None
+    """Samples of every range, where it is known that all have the same number."""
+    longest: int = field(init=False)
+    """Samples of the longest range; 0 where there is none."""
     n_bytes: int = field(init=False)
     """Bytes of all ranges, as stored."""
 
     def __post_init__(self) -> None:
-        n_samples = int(self.length.sum())
+        if self.even is None:
+            longest, n_samples = int(self.length.max(initial=0)), int(self.length.sum())
+        else:
+            longest, n_samples = self.even, self.even * len(self)
+        object.__setattr__(self, "longest", longest)
         object.__setattr__(self, "n_bytes", n_samples and n_samples * self.first.grid.sample_bytes)
 
     def __len__(self) -> int:
@@ -136,7 +144,7 @@ class Ranges:
     def between(self, begin: int, end: int) -> Ranges:
         """Give ranges [begin, end)."""
         scalings = None if self.scalings is None else self.scalings[begin:end]
-        return Ranges(self.parts, self.precision, self.columns[:, begin:end], scalings)
+        return Ranges(self.parts, self.precision, self.columns[:, begin:end], scalings, self.even)
 
 
 def scratch_bytes(
@@ -341,17 +349,17 @@ def _gather_natively(
     is_direct: bool,
 ) -> int:
     """Give how many ranges were read before one failed; none where samples lie in no file."""
-    files = backend.files([ranges.parts[number] for number in ranges.part.tolist()], is_direct=is_direct)
+    numbers, starts, lengths, rows, ats = map(np.ascontiguousarray, ranges.columns)
+    files = backend.files([ranges.parts[number] for number in numbers.tolist()], is_direct=is_direct)
     if files is None:
         return 0
     grid = ranges.first.grid
-    lengths, rows, ats = np.ascontiguousarray(ranges.columns[2:])
     form = _form_of(
         grid.sample_shape,
         grid.dtype,
         ranges.precision,
-        "bfloat16" if is_bfloat16 else out.dtype.name,
-        int(lengths.max()),
+        "bfloat16" if is_bfloat16 else _name_of(out.dtype),
+        ranges.longest,
         is_turned=is_turned,
         is_direct=is_direct,
     )
@@ -361,7 +369,7 @@ def _gather_natively(
         offset = np.stack([scaling.offset for scaling in ranges.scalings])
     return _native.gather(
         array("i", [file.descriptor for file in files]),
-        ranges.start * grid.sample_bytes,
+        starts * grid.sample_bytes,
         lengths,
         rows,
         ats,
@@ -382,6 +390,12 @@ def _gather_natively(
         is_turned,
         0 < _last_cache_bytes() < _CACHE_SHARE * out.nbytes,
     )
+
+
+@cache
+def _name_of(dtype: np.dtype[Any]) -> str:
+    """Give a dtype's name, which NumPy puts together anew every time."""
+    return dtype.name
 
 
 @cache
