@@ -111,6 +111,11 @@ class Meters:
         return cls(time.perf_counter(), cpu_s, disk_bytes)
 
 
+def imported_mark(gate: Path) -> Path:
+    """Give the file that a process makes when it has come to its gate."""
+    return gate.with_suffix(".imported")
+
+
 def prepare(reader: Reader, corpus: Corpus, folder: Path) -> None:
     """Write a form."""
     for library in reader.libraries:
@@ -122,8 +127,10 @@ def measure(reader: Reader, corpus: Corpus, request: Request, task: Task) -> Mea
     """Measure a reader, then check what it delivers."""
     for library in reader.libraries:
         import_module(library)
-    while task.gate and not Path(task.gate).exists():
-        time.sleep(GATE_S)
+    if task.gate:
+        imported_mark(Path(task.gate)).touch()
+        while not Path(task.gate).exists():
+            time.sleep(GATE_S)
     begun = Meters.read()
     batches = reader.batches(request)
     last = next(batches)

@@ -2,11 +2,10 @@
 
 This module decides what happens between two measurements. Every round visits every cell once, in a
 new order, so that a machine that is slow for a minute is slow for all alike; the cells of one form
-come one after another, warm before capped, so that its files are read into the page cache once. While a
-process imports its libraries, they are read in whole for a warm cell, and dropped for a capped one; where
-the machine's own limit is measured as well, before it starts, so that nothing lies between the two. A warm
-cell that made the disk read is measured again, and then has nothing in this round; without any round
-it has no row.
+come one after another, warm before capped, so that its files are read into the page cache once. Two
+processes at a time import their libraries; then one after the other measures, its files read in whole right
+before for a warm cell, and dropped for a capped one. A warm cell that made the disk read is measured again,
+and then has nothing in this round; without any round it has no row.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -26,7 +26,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.loading.cell import SLOW_WINDOWS_PER_S, Measured, Task
+from benchmarks.loading.cell import GATE_S, SLOW_WINDOWS_PER_S, Measured, Task, imported_mark
 from benchmarks.loading.corpus import WINDOW_BYTES, WINDOW_SAMPLES, Corpus, write_corpus
 from benchmarks.loading.machine import copy_gb_per_s, disk_gb_per_s
 from benchmarks.loading.reader import Reader, Regime
@@ -46,6 +46,8 @@ READ_BYTES, SMALL_FILES_AT_ONCE = 8 << 20, 8
 another. Large ones are, so that the page cache holds each in large pieces."""
 FORMS_AT_ONCE = 2
 """Are written: most take one core."""
+IMPORTING_AT_ONCE = 2
+"""Processes, before the first of them measures: to import takes as long as to measure, and one core."""
 WARM_DISK_SHARE, WARM_DISK_BYTES_PER_S = 0.01, 50 * 10**6
 """What a warm cell may have from the disk: a share of what it delivers, and what takes a disk some
 hundredths of the time, for libraries, and where the system takes pages back that were idle for seconds."""
@@ -170,9 +172,13 @@ def run(plan: Plan, tell: Callable[[str], None] = print) -> Iterator[Outcome]:
         outcome.runs = {cell: Runs() for cell in cells}
         for number in range(plan.rounds):
             tell(f"round {number + 1} of {plan.rounds}")
-            for cell in _in_order(cells, number):
-                if not outcome.runs[cell].is_over:
-                    _measure(bench, cell, outcome.runs[cell], number)
+            due = [cell for cell in _in_order(cells, number) if not outcome.runs[cell].is_over]
+            for first in range(0, len(due), IMPORTING_AT_ONCE):
+                some = due[first : first + IMPORTING_AT_ONCE]
+                _measure(bench, some, outcome.runs, number)
+                for cell in some:
+                    if outcome.runs[cell].cold:
+                        _measure(bench, [cell], outcome.runs, number)
                     tell(_line(cell, outcome.runs[cell]))
             yield outcome
 
@@ -261,45 +267,78 @@ def _in_order(cells: list[Cell], number: int) -> list[Cell]:
     return sorted(cells, key=lambda cell: (forms.index(cell.reader.form), regimes[cell.regime], rng.random()))
 
 
-def _measure(bench: _Bench, cell: Cell, runs: Runs, number: int) -> None:
-    """Measure a cell once; a warm one whose pages were taken away meanwhile, once more."""
-    limit, gate = bench.limit_of(cell), bench.plan.folder / "gate"
-    task = replace(
-        bench.task(cell.reader),
-        workers=cell.workers,
-        stride_samples=cell.stride_samples,
-        seed=number,
-        gate=str(gate),
-    )
-    limit_bytes = UNLIMITED_BYTES if cell.regime == "warm" else bench.plan.cap_bytes
-    runs.cold = ""
-    for _ in range(2):
-        gate.unlink(missing_ok=True)
+def _measure(bench: _Bench, cells: list[Cell], runs: Mapping[Cell, Runs], number: int) -> None:
+    """Measure cells, one after another; their processes import what they need side by side before."""
+    with ThreadPoolExecutor(len(cells)) as pool:
+        processes = [_Process(bench, cell, number, place, pool) for place, cell in enumerate(cells)]
         try:
-            with ThreadPoolExecutor(1) as pool:
-                ready = pool.submit(_make_ready, bench.files[cell.reader.form], cell.regime, gate)
-                if limit:
-                    ready.result()
-                before_gb_per_s = limit and limit()
-                done = bench.run(task, limit_bytes, CELL_TIMEOUT_S)
-                ready.result()
-        except subprocess.TimeoutExpired:
-            runs.outcome = "timed out"
-            return
-        runs.peak_bytes = max(runs.peak_bytes, done.peak_unreclaimable_bytes)
-        if done.oom_killed:
-            runs.outcome = "killed"
-            return
-        if done.returncode:
-            runs.error = _reason(done)
-            return
-        measured = Measured(**json.loads(done.stdout.splitlines()[-1]))
-        if cell.regime != "warm" or _was_warm(measured):
-            runs.measured.append(measured)
-            if limit and before_gb_per_s:
-                runs.limits_gb_per_s.append((before_gb_per_s + limit()) / 2)
-            return
-    runs.cold = f"{measured.disk_bytes_per_window:,.0f} bytes a window came from the disk in the warm regime"
+            # Meanwhile; the others' files after the cell before them.
+            _make_ready(bench.files[cells[0].reader.form], cells[0].regime)
+            for process in processes:
+                process.wait_until_imported()
+            for place, (cell, process) in enumerate(zip(cells, processes, strict=True)):
+                if place:
+                    _make_ready(bench.files[cell.reader.form], cell.regime)
+                _measure_one(bench, cell, process, runs[cell])
+        finally:
+            for process in processes:
+                process.open_gate()  # or they would wait for a failure that is ours to tell
+
+
+class _Process:
+    """A cell's process, which has been started."""
+
+    def __init__(self, bench: _Bench, cell: Cell, number: int, place: int, pool: ThreadPoolExecutor) -> None:
+        self._gate = bench.plan.folder / f"gate {place}"
+        self._imported = imported_mark(self._gate)
+        for path in (self._gate, self._imported):
+            path.unlink(missing_ok=True)
+        task = replace(
+            bench.task(cell.reader),
+            workers=cell.workers,
+            stride_samples=cell.stride_samples,
+            seed=number,
+            gate=str(self._gate),
+        )
+        limit_bytes = UNLIMITED_BYTES if cell.regime == "warm" else bench.plan.cap_bytes
+        self.done = pool.submit(bench.run, task, limit_bytes, (1 + place) * CELL_TIMEOUT_S)
+
+    def wait_until_imported(self) -> None:
+        """Wait until it has imported its libraries, or has failed to."""
+        while not (self._imported.exists() or self.done.done()):
+            time.sleep(GATE_S)
+
+    def open_gate(self) -> None:
+        """Let it begin to measure."""
+        self._gate.touch()
+
+
+def _measure_one(bench: _Bench, cell: Cell, process: _Process, runs: Runs) -> None:
+    """Let a process measure, and note what it found out; unless its pages were taken away meanwhile."""
+    limit = bench.limit_of(cell)
+    before_gb_per_s = limit and limit()
+    process.open_gate()
+    runs.cold = ""
+    try:
+        done = process.done.result()
+    except subprocess.TimeoutExpired:
+        runs.outcome = "timed out"
+        return
+    runs.peak_bytes = max(runs.peak_bytes, done.peak_unreclaimable_bytes)
+    if done.oom_killed:
+        runs.outcome = "killed"
+        return
+    if done.returncode:
+        runs.error = _reason(done)
+        return
+    measured = Measured(**json.loads(done.stdout.splitlines()[-1]))
+    if cell.regime == "warm" and not _was_warm(measured):
+        n_bytes = measured.disk_bytes_per_window
+        runs.cold = f"{n_bytes:,.0f} bytes a window came from the disk in the warm regime"
+        return
+    runs.measured.append(measured)
+    if limit and before_gb_per_s:
+        runs.limits_gb_per_s.append((before_gb_per_s + limit()) / 2)
 
 
 def _was_warm(measured: Measured) -> bool:
@@ -316,14 +355,11 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _make_ready(files: list[Path], regime: Regime, gate: Path) -> None:
-    """Have the page cache hold all of some files, or nothing; then let the cell begin."""
-    try:
-        is_small = statistics.fmean(path.stat().st_size for path in files[:100]) < READ_BYTES
-        with ThreadPoolExecutor(SMALL_FILES_AT_ONCE if is_small else 1) as pool:
-            list(pool.map(read_whole if regime == "warm" else lambda path: forget([path]), files))
-    finally:
-        gate.touch()  # or the cell would wait for a failure that is ours to tell
+def _make_ready(files: list[Path], regime: Regime) -> None:
+    """Have the page cache hold all of some files, or nothing."""
+    is_small = statistics.fmean(path.stat().st_size for path in files[:100]) < READ_BYTES
+    with ThreadPoolExecutor(SMALL_FILES_AT_ONCE if is_small else 1) as pool:
+        list(pool.map(read_whole if regime == "warm" else lambda path: forget([path]), files))
 
 
 def read_whole(path: Path) -> None:
