@@ -58,7 +58,7 @@ changelog: setup ## Show what the next release will say; a development version s
 	@if grep -q 'No significant changes' build/changelog.md && grep -q '__version__ = .*dev' src/engram/__init__.py; \
 	then echo "No file in changes/ says what changed: see changes/README.md." >&2; exit 1; fi
 
-bench: $(PEERS) ## Measure loading beside other libraries; write results, table and plot (60 to 100 minutes, 60 GB)
+bench: $(PEERS) ## Measure loading beside other libraries; write results, table and plot (an hour and more, 60 GB)
 	$(BIN)/python -m benchmarks.loading
 
 bench-quick: $(PEERS) ## The same, small and short: shows a table, publishes nothing (10 minutes, 20 GB)
