@@ -32,7 +32,9 @@ from engram.memory import Budget, Limit, Usage
 from engram.preparation.ingest import prepare
 from engram.recordings.objects import ArrayRecording, ArraySignal, ArraySource
 from engram.recordings.recording import Events
+from engram.store.backend import Part
 from engram.store.gather import Ranges
+from engram.store.grid import Grid
 from engram.store.reader import Store
 from engram.windows.order import Cursor, Mode
 from engram.windows.spec import EventWindows, FixedWindows, Span
@@ -843,6 +845,32 @@ def test_the_kernel_is_asked_until_it_has_everything(
     assert asked_in_a_pass(past) == 0
     with pytest.raises(InputError, match="check='crc' reads through the page cache"):
         Loader(windows, windows.order(12), check="crc", is_direct=True)
+
+
+def test_each_signal_that_leaves_the_page_cache_is_seen(
+    windows: Windows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two, every eighth piece is always of the same one."""
+    asked: list[str] = []
+    is_there = {"eeg": True, "stim": True}
+    monkeypatch.setattr(loader_module, "is_cached", lambda _, ranges: is_there[ranges.first.signal])
+    monkeypatch.setattr(loader_module, "hint", lambda _, ranges, **__: asked.append(ranges.first.signal))
+    share = loader_module.Share(windows, windows.order(12), 0)
+    column = np.array([[0], [0], [1], [0], [0]])
+    pieces = [Ranges([Part("p", name, Grid(10, (), "uint8"))], "exact", column) for name in is_there]
+
+    def ask(n_batches: int) -> list[str]:
+        asked.clear()
+        for _ in range(n_batches):
+            for piece in pieces:
+                share.hint(piece)
+        return asked
+
+    ask(300)
+    assert ask(20) == []
+    is_there["eeg"] = False
+    assert set(ask(8)) == {"eeg"}
+    assert ask(20) == ["eeg"] * 20
 
 
 def test_what_windows_share_is_left_to_the_page_cache(

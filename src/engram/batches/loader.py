@@ -305,8 +305,8 @@ many pieces apart one is looked at from then on: to look takes a tenth of a batc
 class CacheHits:
     """What is known of the page cache."""
 
-    n: int = 0
-    """Pieces of a batch, each of what is read at once, in a row, of which it had the window looked at."""
+    n: dict[str, int] = field(default_factory=dict)
+    """By signal: pieces in a row, each of what is read at once, that it had, or is taken to have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,10 +351,13 @@ class Share:
         if self.is_direct:
             return
         # Asking for what is there already takes a sixteenth of all the processor time.
-        is_known = self.hits.n > _ENOUGH_HITS and self.hits.n % _HITS_APART != 0
+        # By signal: else every eighth piece might always be of the same one.
+        signal = ranges.first.signal
+        n = self.hits.n.get(signal, 0)
+        is_known = n > _ENOUGH_HITS and n % _HITS_APART != 0
         is_there = is_known or (self.check is None and is_cached(backend, ranges))
-        self.hits.n = self.hits.n + 1 if is_there else 0
-        if self.hits.n <= _ENOUGH_HITS:
+        self.hits.n[signal] = n = n + 1 if is_there else 0
+        if n <= _ENOUGH_HITS:
             hint(backend, ranges, is_checked=self.check is not None)
 
     def fill(self, reads: Reads, buffer: NDArray[np.uint8], progress: Callable[[Ranges], None]) -> Batch:

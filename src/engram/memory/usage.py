@@ -233,8 +233,8 @@ class PeakWatch:
     >>> watch = PeakWatch(lambda: next(readings))
     >>> watch.now().unreclaimable_bytes, watch.now().unreclaimable_bytes, watch.peak_bytes
     (5, 3, 5)
-    >>> [usage.unreclaimable_bytes for usage in watch.restart()], watch.peak_bytes
-    ([5, 4], 4)
+    >>> watch.restart().unreclaimable_bytes, watch.peak_bytes
+    (5, 4)
     """
 
     def __init__(self, read: Callable[[], Usage]) -> None:
@@ -249,12 +249,12 @@ class PeakWatch:
             self._peak = max(self._peak, usage, key=lambda each: each.unreclaimable_bytes)
         return usage
 
-    def restart(self) -> tuple[Usage, Usage]:
-        """Take a reading, give the peak until now and it, and let a new peak begin with it."""
+    def restart(self) -> Usage:
+        """Take a reading, give the peak until now, and let a new peak begin with the reading."""
         usage = self.now()
         with self._lock:
             peak, self._peak = self._peak, usage
-        return peak, usage
+        return peak
 
     @property
     def peak(self) -> Usage:

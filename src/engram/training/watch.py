@@ -88,7 +88,7 @@ class MemoryWatch:
 
         The convolutions of a step may hold eight times its batch between two lines (oneDNN's layouts).
         """
-        with watch_peak(read=self._bound) as sampled:
+        with watch_peak(read=self._measure) as sampled:
             self._sampled = sampled
             try:
                 yield
@@ -103,13 +103,15 @@ class MemoryWatch:
         time_s, step
             When, for the ledger.
         """
-        peak, now = (self._bound(),) * 2 if self._sampled is None else self._sampled.restart()
+        peak = self._measure() if self._sampled is None else self._sampled.restart()
         self.used_bytes = peak.unreclaimable_bytes
-        if self.is_exceeded:
-            # What has come and gone is a process's own: the same by either meter.
-            self.used_bytes += self._read().unreclaimable_bytes - now.unreclaimable_bytes
         device_bytes = torch.cuda.memory_reserved() if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call] # unannotated there
         return MemoryLine(time_s, step, self.used_bytes, device_bytes)
+
+    def _measure(self) -> Usage:
+        """Read exactly, at once, what the bound finds too much: a forked child is soon gone."""
+        usage = self._bound()
+        return usage if usage.unreclaimable_bytes <= self.allowed_bytes else self._read()
 
     def error(self, where: str) -> MemoryExceeded:
         """Say what was exceeded, and what to do.
