@@ -3,9 +3,9 @@
 This module decides what happens between two measurements. Every round visits every cell once, in a
 new order, so that a machine that is slow for a minute is slow for all alike; the cells of one form
 come one after another, warm before capped, so that its files are read into the page cache once. Two
-processes at a time import their libraries; then one after the other measures, its files read in whole right
-before for a warm cell, and dropped for a capped one. A warm cell that made the disk read is measured again,
-and then has nothing in this round; without any round it has no row.
+processes at a time import their libraries; then one after the other measures. Before that its files are read
+in whole for a warm cell, and dropped for a capped one; the first one's while both import. A warm cell that
+made the disk read is measured again, and then has nothing in this round; without any round it has no row.
 """
 
 from __future__ import annotations

@@ -66,14 +66,14 @@ class EpochLine:
 
 @dataclass(frozen=True, slots=True)
 class MemoryLine:
-    """Memory at one moment of a training."""
+    """Memory at one moment of a training, and since the line before it."""
 
     time_s: float
     """Since the training began, resumed parts added up."""
     step: int
     """Optimizer steps done."""
     used_bytes: int
-    """Unreclaimable memory of the process tree."""
+    """Unreclaimable memory of the process tree: the most that was seen since the line before."""
     device_bytes: int = 0
     """Memory reserved on the GPU; 0 without one."""
 

@@ -7,6 +7,8 @@ import os
 import random
 import runpy
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -411,6 +413,27 @@ def test_memory_near_its_limit_stops_after_the_step_with_a_checkpoint(
     train(sides, tmp_path / "parts", memory_every_steps=1)
     for key, weight in program["weights"](tmp_path / "whole").items():
         assert torch.equal(weight, program["weights"](tmp_path / "parts")[key])
+
+
+def test_a_reading_that_fails_hides_no_other_failure(
+    sides: SplitWindows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is noted on the error that ended the training."""
+
+    def bound() -> Usage:
+        if threading.current_thread() is not threading.main_thread():
+            raise OSError("no more files")
+        return Usage(0, 1, "RSS")
+
+    def fail(progress: Progress) -> None:
+        if progress.batch == 1 and not progress.message:
+            time.sleep(0.2)
+            raise ValueError("the user's own")
+
+    monkeypatch.setattr(fit_module, "MemoryWatch", functools.partial(MemoryWatch, bound=bound))
+    with pytest.raises(ValueError, match="the user's own") as caught:
+        fit(program["Network"](), sides, tmp_path, FitSettings(epochs=3, **CPU), progress=fail)
+    assert any("no more files" in note for note in caught.value.__notes__)
 
 
 def test_memory_that_is_short_before_the_first_step_stops_before_it(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
@@ -158,7 +159,7 @@ class Loader:
         self._place = 0, 0  # epoch, and batches of it handed out
         self._is_loaded = False
         self._n_set = 0  # how often the place was
-        self._hits = CacheHits()
+        self._hits: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return self.order.n_batches
@@ -297,16 +298,9 @@ def check_settings(dtype: Dtype | None, check: Check | None, threads: int | None
 
 
 _ENOUGH_HITS, _HITS_APART = 256, 8
-"""Windows that have to be found in the page cache in a row, where one in fifty is not, that is rare; and how
-many pieces apart one is looked at from then on: to look takes a tenth of a batch's Python."""
-
-
-@dataclass(slots=True)
-class CacheHits:
-    """What is known of the page cache."""
-
-    n: dict[str, int] = field(default_factory=dict)
-    """By signal: pieces in a row, each of what is read at once, that it had, or is taken to have."""
+"""Windows in a row that have to be found in the page cache: where one in fifty is not there, that happens
+once in 180 times. And from then on, how many pieces apart one is looked at: to look is a tenth of a batch's
+Python."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,8 +325,9 @@ class Share:
     """Whether windows are read past the page cache."""
     is_drawn: bool = False
     """Whether crops and shifts are drawn anew in every pass."""
-    hits: CacheHits = field(default_factory=CacheHits)
-    """What is known of the page cache, from pass to pass."""
+    hits: Counter[str] = field(default_factory=Counter)
+    """By signal, from pass to pass: pieces in a row, each of what is read at once, that the page cache had,
+    or is taken to have."""
 
     def find(self, numbers: Sequence[int]) -> Iterator[Reads]:
         """Say what has to be read for batches, ascending; of some there may be no row for this rank."""
@@ -353,11 +348,10 @@ class Share:
         # Asking for what is there already takes a sixteenth of all the processor time.
         # By signal: else every eighth piece might always be of the same one.
         signal = ranges.first.signal
-        n = self.hits.n.get(signal, 0)
-        is_known = n > _ENOUGH_HITS and n % _HITS_APART != 0
+        is_known = self.hits[signal] > _ENOUGH_HITS and self.hits[signal] % _HITS_APART != 0
         is_there = is_known or (self.check is None and is_cached(backend, ranges))
-        self.hits.n[signal] = n = n + 1 if is_there else 0
-        if n <= _ENOUGH_HITS:
+        self.hits[signal] = self.hits[signal] + 1 if is_there else 0
+        if self.hits[signal] <= _ENOUGH_HITS:
             hint(backend, ranges, is_checked=self.check is not None)
 
     def fill(self, reads: Reads, buffer: NDArray[np.uint8], progress: Callable[[Ranges], None]) -> Batch:

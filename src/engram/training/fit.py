@@ -436,8 +436,8 @@ class _Course(Callback):
             self._score(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
-        self._stack.close()
+        """Give the signals back, and stop sampling; what fails then is not to hide what failed."""
+        self._stack.__exit__(type(exception), exception, exception.__traceback__)
 
     # ------------------------------------------------------------ checkpoints
 

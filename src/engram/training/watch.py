@@ -73,20 +73,20 @@ class MemoryWatch:
         """Memory of this process tree at which the training stops."""
         self._is_told = self.allowed_bytes < by_share
         self.used_bytes = 0
-        """The last reading."""
+        """What the last line tells: the highest since the one before, or a reading."""
         self._share = share
         self._sampled: PeakWatch | None = None
 
     @property
     def is_exceeded(self) -> bool:
-        """True if the last reading was above what is allowed."""
+        """True if what the last line tells was above what is allowed."""
         return self.used_bytes > self.allowed_bytes
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
-        """Read memory all the while, so that a line shows what came and went since the line before it.
+        """Read memory all the while, so that a line tells of what came and went since the line before it.
 
-        The convolutions of a step may hold eight times its batch between two lines (oneDNN's layouts).
+        Within one step, convolutions may hold eight times its batch (oneDNN's layouts).
         """
         with watch_peak(read=self._measure) as sampled:
             self._sampled = sampled
